@@ -1,0 +1,4701 @@
+"""Makes the running instances of an application aware of each other.
+
+One file, nothing but the standard library. N instances of a program that share a
+folder know who is a member and who is alive, and exactly one of them is the
+*primary*: it runs the scheduler, polls the mailbox, owns the address. When that one
+dies, is upgraded or is cut off, another takes over by itself.
+
+    import cluster
+
+    control = cluster.ClusterControl(
+        "jobs",
+        storage_backend=cluster.SharedFsStorageBackend("/shared/folder"),
+        start_primary_callback=scheduler.start,
+        stop_primary_callback=scheduler.stop,
+    )
+    with control:
+        serve()
+
+Guaranteed:
+    G1. From the beginning of one node's start callback until its stop callback has
+    returned, or its process is dead, no other node's start callback begins. Under
+    lost, late and repeated packets, partitions of any shape, storage that errors,
+    hangs or answers late, crashes, restarts and wall-clock jumps.
+    G2. Each primary's `term` is higher than that of any before.
+    G3. `is_primary` is False from the instant at which the lease has run out on the
+    caller's own clock, whether or not a thread has noticed.
+    G4. Every start callback that began is followed by one stop callback. Nothing
+    that a callback, a packet, a record or the storage does ends a thread silently.
+
+Not guaranteed:
+    N1. G1 asks that the storage's compare-and-swap is atomic, that monotonic clocks
+    differ in rate by less than 2 %, that callbacks end within the stop budget (or
+    their node can still say that they run), and that the process was not kept from
+    running past its lease. Where the last two fail, G2 and G3 remain: give `term`
+    to what must refuse a former primary.
+    N2. There may be no primary for a while; how long is in the README.
+    N3. `cluster` and what it says of other nodes is as old as their last heartbeat.
+
+Thread:
+    Three daemon threads for each control: *heartbeat* owns all decisions, timers and
+    the UDP socket, *maintenance* does one storage call at a time, *callbacks* runs
+    the application's callbacks in order. None installs a signal handler.
+
+All durations are in seconds on a monotonic clock that goes on in suspend; the wall
+clock is never compared.
+
+The file, from top to bottom: errors - vocabulary (what is stored, timings, events
+and actions) - versions - wire format - storage contract - shared folder - decision
+core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import errno
+import json
+import logging
+import math
+import os
+import queue
+import re
+import selectors
+import socket
+import stat
+import threading
+import time
+import weakref
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    FrozenSet,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClusterControl",
+    "join_cluster",
+    "leave_cluster",
+    "Cluster",
+    "ClusterNode",
+    "SharedFsStorageBackend",
+    "StorageBackend",
+    "Snapshot",
+    "Lease",
+    "NodeRecord",
+    "ProcessIdentity",
+    "ClusterError",
+    "StorageError",
+    "DuplicateNodeError",
+    "NotPrimaryError",
+]
+
+FORMAT = 1  # of records and packets; a reader ignores the keys it does not know
+MAX_NAME = 200  # bytes of a name, in UTF-8
+MAX_RECORD = 64 * 1024  # bytes of a stored record; what is longer is not read
+MAX_PACKET = 512  # bytes of a heartbeat; below every network's smallest MTU
+MIN_LEASE = 0.3  # seconds; below, a loaded machine's scheduling alone loses it
+CLOCK_MARGIN = 0.02  # by which share the rates of two monotonic clocks may differ
+FOREVER = math.inf
+
+log = logging.getLogger("cluster")
+
+
+# --------------------------------------------------------------------------------
+# Errors
+# --------------------------------------------------------------------------------
+
+
+class ClusterError(Exception):
+    """Base of every error that this module raises on its own account."""
+
+
+class StorageError(ClusterError):
+    """The storage could not be reached or did not do what was asked.
+
+    State: unknown. A write may have been applied, or may still be applied later;
+    reading again tells. It is always safe to retry.
+    """
+
+
+class DuplicateNodeError(ClusterError):
+    """A living process already uses this node name in this cluster.
+
+    State: nothing was changed. Give this node another name, or stop the other.
+    """
+
+
+class NotPrimaryError(ClusterError):
+    """The call is for the primary alone, and this node is not it.
+
+    State: nothing was done.
+    """
+
+
+# --------------------------------------------------------------------------------
+# Vocabulary: what is stored
+# --------------------------------------------------------------------------------
+
+
+def _check(ok: bool, what: str, value: object) -> None:
+    if not ok:
+        raise ValueError("%s: %.80r" % (what, value))
+
+
+def _is_int(value: object, low: int = 0, high: int = 2**63 - 1) -> bool:
+    # bool is an int in Python, and never what a record means by a number
+    return type(value) is int and low <= value <= high
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9  # type: ignore[operator]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and re.match(r"[0-9a-f]{16}\Z", value) is not None
+
+
+def _is_name(value: object) -> bool:
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= MAX_NAME
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form
+        return False
+
+
+class Lease(NamedTuple):
+    """The value of the storage's compare-and-swap register: who is primary.
+
+    `(term, counter)` is never written twice, so equal means identical, and a
+    higher one is newer. Durations are the holder's, in seconds: others judge the
+    lease by them and never by their own.
+    """
+
+    term: int
+    """Rises with every claim: the fencing token."""
+    counter: int
+    """The number of this attempt among all those of its holder, never reused."""
+    holder: str
+    """Incarnation of the primary, or of the node that is about to be it."""
+    started: bool
+    """False until the holder was allowed to call its start callback. A lease that
+    was never started hides the one before it."""
+    released: bool
+    """True once the holder's callbacks are over: free at once for anybody."""
+    roster: Optional[FrozenSet[str]]
+    """Incarnations that the holder has admitted, itself not among them; None if
+    it cannot be read: *unknown*, which is not *empty*."""
+    duration: float
+    """L: for so long after its last change nobody takes the lease by time."""
+    freeze_limit: float
+    """The longest time for which the holder may go on without storage."""
+    stop_timeout: float
+    """The longest time for which running callbacks delay a successor."""
+
+    @property
+    def stamp(self) -> Tuple[int, int]:
+        """`(term, counter)`: identifies this value among all that ever were."""
+        return self.term, self.counter
+
+    def to_dict(self) -> Dict[str, Any]:
+        """As JSON-able values; the inverse of `from_dict`."""
+        roster = None if self.roster is None else sorted(self.roster)
+        return dict(self._asdict(), roster=roster, format=FORMAT)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Lease":
+        """Reads what `to_dict` wrote, also that of a later version.
+
+        Raises:
+            ValueError: if a field is missing or impossible; it names the field.
+        """
+        _check(isinstance(data, dict), "a lease is a JSON object", data)
+        roster = data.get("roster")
+        if roster is not None:
+            ok = isinstance(roster, list) and all(map(_is_id, roster))
+            _check(ok, "lease roster", roster)
+            roster = frozenset(roster)
+        for key in ("term", "counter"):
+            _check(_is_int(data.get(key)), "lease " + key, data.get(key))
+        for key in ("started", "released"):
+            _check(type(data.get(key)) is bool, "lease " + key, data.get(key))
+        for key in ("duration", "freeze_limit", "stop_timeout"):
+            _check(_is_seconds(data.get(key)), "lease " + key, data.get(key))
+        _check(_is_id(data.get("holder")), "lease holder", data.get("holder"))
+        fields = {key: data.get(key) for key in cls._fields}
+        return cls(**dict(fields, roster=roster))
+
+
+class ProcessIdentity(NamedTuple):
+    """Which process on which running machine a node is: what proof of death needs.
+
+    Empty text or 0 where the platform does not tell, which proves nothing.
+    """
+
+    boot_id: str = ""
+    machine_id: str = ""
+    pid: int = 0
+    start_time: int = 0
+    pid_namespace: str = ""
+    network_namespace: str = ""
+    time_namespace: str = ""
+    first_namespace: bool = False
+    """True in the machine's initial pid namespace, that is, in no container."""
+
+
+class NodeRecord(NamedTuple):
+    """What a node writes about itself: its place in the cluster's membership."""
+
+    name: str
+    incarnation: str
+    """16 hexadecimal digits, new at each start of the node."""
+    host: str
+    """Address at which peers reach the node's heartbeat socket."""
+    port: int
+    version: Optional[str] = None
+    join_number: int = 0
+    """Given by the storage, higher for each new incarnation: the seniority."""
+    joined_at: float = 0.0
+    """Wall clock at joining, in seconds since the epoch; for people only."""
+    stopped_term: int = 0
+    """The highest term as whose primary this node has stopped (or never started)."""
+    running_term: int = 0
+    """Not 0: a term that is over, but whose callbacks still run here."""
+    notice: int = 0
+    """Counts up while `running_term` is set: the notice is news, not a leftover."""
+    process: ProcessIdentity = ProcessIdentity()
+
+    @property
+    def address(self) -> Tuple[str, int]:
+        """Where heartbeats to this node are sent."""
+        return self.host, self.port
+
+    @property
+    def seniority(self) -> Tuple[int, str]:
+        """Sorts members by age: the lowest is the most senior."""
+        return self.join_number, self.incarnation
+
+    def to_dict(self) -> Dict[str, Any]:
+        """As JSON-able values; the inverse of `from_dict`."""
+        return dict(self._asdict(), process=self.process._asdict(), format=FORMAT)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "NodeRecord":
+        """Reads what `to_dict` wrote, also that of a later version.
+
+        Raises:
+            ValueError: if a field is missing or impossible; it names the field.
+        """
+        _check(isinstance(data, dict), "a node record is a JSON object", data)
+        known = {key: data[key] for key in cls._fields if key in data}
+        known["process"] = _process_from(data.get("process", {}))
+        try:
+            record = cls(**known)
+        except TypeError:
+            raise ValueError("node record lacks a field: %.200r" % data) from None
+        record._validate()
+        return record
+
+    def _validate(self) -> None:
+        _check(_is_name(self.name), "node name", self.name)
+        _check(_is_id(self.incarnation), "node incarnation", self.incarnation)
+        host_ok = isinstance(self.host, str) and 0 < len(self.host) <= 255
+        _check(host_ok, "node host", self.host)
+        _check(_is_int(self.port, 1, 65535), "node port", self.port)
+        version_ok = self.version is None or isinstance(self.version, str)
+        _check(version_ok, "node version", self.version)
+        for key in ("join_number", "stopped_term", "running_term", "notice"):
+            _check(_is_int(getattr(self, key)), "node " + key, getattr(self, key))
+        joined = self.joined_at
+        ok = type(joined) in (int, float) and abs(joined) < 1e11
+        _check(ok, "node joined_at", joined)
+
+
+def _process_from(data: Any) -> ProcessIdentity:
+    _check(isinstance(data, dict), "node process", data)
+    default = ProcessIdentity()
+    values = {key: data.get(key, getattr(default, key)) for key in default._fields}
+    for key, value in values.items():
+        _check(type(value) is type(getattr(default, key)), "process " + key, value)
+    _check(_is_int(values["pid"], 0, 2**31), "process pid", values["pid"])
+    return ProcessIdentity(**values)
+
+
+class Snapshot(NamedTuple):
+    """All that a storage holds for one cluster, as one read found it."""
+
+    cluster_id: Optional[str]
+    """Which store this is; None if its identity is lost (it was wiped)."""
+    lease: Optional[Lease]
+    """None if none was ever stored, or if the store was wiped."""
+    nodes: Tuple[NodeRecord, ...]
+    """Every readable record; of one name perhaps several incarnations."""
+
+
+# --------------------------------------------------------------------------------
+# Vocabulary: timings
+# --------------------------------------------------------------------------------
+
+
+class Timings(NamedTuple):
+    """The durations of one node, in seconds on its own monotonic clock."""
+
+    hb_interval: float = 1.0  # H
+    hb_timeout: float = 5.0  # T
+    hb_missed_count: int = 5  # M
+    check_interval: float = 2.0  # C
+    lease_duration: float = 5.0  # L
+    freeze_limit: float = 300.0
+    stop_timeout: float = 60.0
+
+    @property
+    def detection_time(self) -> float:
+        """D = T + (M - 1) * C: from a node's last heartbeat until it is lost."""
+        return self.hb_timeout + (self.hb_missed_count - 1) * self.check_interval
+
+    @property
+    def renewal_deadline(self) -> float:
+        """R = 2/3 L: the holder stops so long after its last renewal began."""
+        return self.lease_duration * 2 / 3
+
+    @property
+    def renewal_period(self) -> float:
+        """min(C, L/5): three attempts fail before R is reached."""
+        return min(self.check_interval, self.lease_duration / 5)
+
+    @property
+    def stop_budget(self) -> float:
+        """L - R, less the margin for clock rates: for the stop callback."""
+        margin = CLOCK_MARGIN * self.lease_duration
+        return self.lease_duration - self.renewal_deadline - margin
+
+    @property
+    def echo_age(self) -> float:
+        """An echo of something sent longer ago does not show a working link."""
+        return max(self.hb_timeout, 2 * self.hb_interval)
+
+
+# --------------------------------------------------------------------------------
+# Vocabulary: what the decision core is told (events) and asks for (actions)
+# --------------------------------------------------------------------------------
+
+
+class Heartbeat(NamedTuple):
+    """One datagram. Terms are 0 where the flag is not set."""
+
+    sender: str
+    """Incarnation of the sender."""
+    receiver: str
+    """Incarnation that it is meant for: others drop it, also as a replay."""
+    sent: int
+    """When it was sent, in microseconds on the sender's clock, strictly rising:
+    its sequence number."""
+    echo: int
+    """The newest `sent` that the sender has heard from the receiver; 0: none."""
+    term: int = 0
+    """With counter, holder, started, released: the lease as the sender knows it."""
+    counter: int = 0
+    holder: str = ""
+    started: bool = False
+    released: bool = False
+    answer: bool = False
+    """Asks for a heartbeat in return, at once."""
+    leaving: bool = False
+    """The sender is no member any more."""
+    candidate: bool = False
+    """The sender would take the lease if it were free."""
+    failing: bool = False
+    """The sender's storage does not answer, or with errors."""
+    offer: int = 0
+    """The sender can write, and offers to take over from the holder of this term."""
+    lost: int = 0
+    """The sender does not vouch for the holder of this term."""
+    running: int = 0
+    """The callbacks of this term, which is over, still run at the sender."""
+    stopped: int = 0
+    """The sender has stopped (or never started) as primary of all terms up to it."""
+
+
+class Heard(NamedTuple):
+    """Event: a valid heartbeat came in."""
+
+    heartbeat: Heartbeat
+    source: Tuple[str, int]
+
+
+class Open(NamedTuple):
+    """Storage request: connect. Its result is the cluster id."""
+
+
+class Read(NamedTuple):
+    """Storage request: read a `Snapshot`; `fresh` past every client-side cache."""
+
+    fresh: bool = False
+
+
+class Join(NamedTuple):
+    """Storage request: take a join number and write the record with it.
+
+    Its result is the record as written."""
+
+    record: NodeRecord
+
+
+class Write(NamedTuple):
+    """Storage request: write one's own record."""
+
+    record: NodeRecord
+
+
+class Remove(NamedTuple):
+    """Storage request: remove the record of one incarnation."""
+
+    name: str
+    incarnation: str
+
+
+class Swap(NamedTuple):
+    """Storage request: compare-and-swap of the lease. Its result is True or False."""
+
+    expected: Optional[Lease]
+    new: Lease
+
+
+class Repair(NamedTuple):
+    """Storage request: make anew what is missing of a wiped store, with this id."""
+
+    cluster_id: str
+
+
+Request = Union[Open, Read, Join, Write, Remove, Swap, Repair]
+
+
+class Call(NamedTuple):
+    """Action: carry out a storage request, and report it as `Returned`."""
+
+    id: int
+    request: Request
+
+
+class Returned(NamedTuple):
+    """Event: the storage call `id` ended, with a result or an error text."""
+
+    id: int
+    result: Any = None
+    error: Optional[str] = None
+
+
+class RunCallback(NamedTuple):
+    """Action: run a user's callback: `start`, `stop` or `exit`.
+
+    A start callback must be skipped if the lease has run out (or the term is not
+    held any more) at the instant at which it would begin.
+    """
+
+    kind: str
+    term: int
+
+
+class CallbackEnded(NamedTuple):
+    """Event: a callback returned, raised (`error`) or was not begun (`skipped`)."""
+
+    kind: str
+    term: int
+    error: Optional[str] = None
+    skipped: bool = False
+
+
+class Send(NamedTuple):
+    """Action: send a heartbeat to an address, once, without waiting."""
+
+    address: Tuple[str, int]
+    heartbeat: Heartbeat
+
+
+class Examine(NamedTuple):
+    """Action: see whether this process is provably dead, and tell by `ProvenDead`.
+
+    `bind`: also try to bind its address, which proves it where pids cannot.
+    """
+
+    record: NodeRecord
+    bind: bool = False
+
+
+class ProvenDead(NamedTuple):
+    """Event: the process of this incarnation is proven to be gone."""
+
+    incarnation: str
+
+
+class Say(NamedTuple):
+    """Action: tell people, at a level of `logging`."""
+
+    level: int
+    text: str
+
+
+class StartAsked(NamedTuple):
+    """Event: from now on this node is a candidate."""
+
+
+class StopAsked(NamedTuple):
+    """Event: stop being primary, leave, and finish."""
+
+
+class StepDownAsked(NamedTuple):
+    """Event: stop being primary, stay a member."""
+
+
+class Expired(NamedTuple):
+    """Event: somebody has already been told that the lease of this term ran out."""
+
+    term: int
+
+
+class Joined(NamedTuple):
+    """Action: tell whoever waits that this node is a member now."""
+
+
+class JoinFailed(NamedTuple):
+    """Action: a living process has this node's name; the core has finished."""
+
+    text: str
+
+
+class Finished(NamedTuple):
+    """Action: nothing is left to do; every thread may end."""
+
+
+Event = Union[
+    Heard, Returned, CallbackEnded, ProvenDead,
+    StartAsked, StopAsked, StepDownAsked, Expired,
+]  # fmt: skip
+Action = Union[Send, Call, RunCallback, Examine, Say, Joined, JoinFailed, Finished]
+# --------------------------------------------------------------------------------
+# Versions
+# --------------------------------------------------------------------------------
+
+# What may follow the same release, from lowest to highest.
+_PRE, _END, _BUILD, _POST, _NUMBER = range(5)
+_ZERO = (_NUMBER, 0, "")
+_VERSION_TOKEN = re.compile(r"[0-9]+|(?:[a-z]|[^\x00-\x7f])+|\+")
+_FINAL_WORDS = ("final", "ga", "release")
+_POST_WORDS = ("post", "rev", "r", "p", "patch", "hotfix")
+# All other words sort as they are spelt: alpha < beta < milestone < rc.
+_PRE_WORDS = {"dev": "", "a": "alpha", "b": "beta", "c": "rc"}
+_PRE_WORDS.update({"pre": "rc", "preview": "rc"})
+
+
+def version_key(version: str) -> Tuple[Any, ...]:
+    """Sorts versions as people expect; any two strings can be compared.
+
+    dev < alpha < beta < rc < final < +build < post < the next number; words that
+    it does not know are pre-releases, missing numbers are 0, and case, separators
+    and a leading v mean nothing. What is equal in all this has equal keys.
+    """
+    text = re.sub(r"\A\s*v[ .]*(?=[0-9])", "", version.lower())
+    text = re.sub(r"(?<=[0-9])-(?=[0-9])", "post", text)  # 1.0-2 is below 1.0.1
+    key: List[Tuple[Any, ...]] = []
+    for token in _VERSION_TOKEN.findall(text) + [""]:
+        if token in _FINAL_WORDS:
+            continue
+        part = _version_part(token)
+        while part[0] != _NUMBER and key and key[-1] == _ZERO:
+            key.pop()
+        key.append(part)
+    return tuple(key)
+
+
+def _version_part(token: str) -> Tuple[Any, ...]:
+    if token[:1] in tuple("0123456789"):
+        digits = token.lstrip("0")
+        # as a number, without int(): that refuses thousands of digits, or is slow
+        return _NUMBER, len(digits), digits
+    if token in ("", "+"):
+        return (_BUILD if token else _END,)
+    return (_POST,) if token in _POST_WORDS else (_PRE, _PRE_WORDS.get(token, token))
+
+
+# --------------------------------------------------------------------------------
+# Wire format: one heartbeat, one datagram
+# --------------------------------------------------------------------------------
+
+# Short keys, since every node sends one of these to every other each interval.
+_WIRE_KEYS = {
+    "i": "sender",
+    "t": "receiver",
+    "s": "sent",
+    "e": "echo",
+    "lt": "term",
+    "lc": "counter",
+    "lh": "holder",
+    "ls": "started",
+    "lr": "released",
+    "a": "answer",
+    "q": "leaving",
+    "c": "candidate",
+    "f": "failing",
+    "o": "offer",
+    "x": "lost",
+    "r": "running",
+    "d": "stopped",
+}
+_WIRE_DEFAULTS = {
+    key: Heartbeat._field_defaults.get(field) for key, field in _WIRE_KEYS.items()
+}
+_MAC_SIZE = 16
+
+
+def _cluster_tag(cluster_name: str, cluster_id: str) -> str:
+    """Tells one cluster's packets from those of another on the same network."""
+    import hashlib
+
+    text = "%s\n%s" % (cluster_id, cluster_name)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encode_heartbeat(heartbeat: Heartbeat, tag: str, secret: bytes = b"") -> bytes:
+    """A heartbeat as a datagram: a MAC (or none), then JSON without defaults."""
+    fields: Dict[str, Any] = {"v": FORMAT, "k": tag}
+    for (key, default), value in zip(_WIRE_DEFAULTS.items(), heartbeat):
+        if value != default:
+            fields[key] = int(value) if value is True else value
+    body = json.dumps(fields, separators=(",", ":")).encode()
+    return (_mac(body, secret) if secret else b"") + body
+
+
+def decode_heartbeat(data: bytes, tag: str, secret: bytes = b"") -> Heartbeat:
+    """The heartbeat in a datagram. Keys of a later format are ignored.
+
+    Raises:
+        ValueError: with the reason why it is none of ours.
+    """
+    _check(len(data) <= MAX_PACKET, "too long for a heartbeat, bytes", len(data))
+    body = _authenticated(data, secret) if secret else data
+    try:
+        fields = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("malformed packet") from None
+    _check(isinstance(fields, dict), "malformed packet", fields)
+    _check(fields.get("k") == tag, "packet of another cluster", fields.get("k"))
+    return Heartbeat(*[_wire_value(fields, key) for key in _WIRE_KEYS])
+
+
+def _wire_value(fields: Dict[str, Any], key: str) -> Any:
+    default = _WIRE_DEFAULTS[key]
+    value = fields.get(key, default)
+    if type(default) is bool:
+        _check(value in (0, 1), "malformed packet, " + key, value)
+        return bool(value)
+    if key in ("i", "t", "lh"):
+        _check(_is_id(value) or value == default, "malformed packet, " + key, value)
+        _check(value is not None, "malformed packet, no " + key, value)
+    else:
+        _check(_is_int(value), "malformed packet, " + key, value)
+    return value
+
+
+def _mac(body: bytes, secret: bytes) -> bytes:
+    import hmac
+
+    return hmac.new(secret, body, "sha256").digest()[:_MAC_SIZE]
+
+
+def _authenticated(data: bytes, secret: bytes) -> bytes:
+    import hmac
+
+    mac, body = data[:_MAC_SIZE], data[_MAC_SIZE:]
+    if not hmac.compare_digest(mac, _mac(body, secret)):
+        raise ValueError("packet with a wrong secret, or with none")
+    return body
+
+
+# --------------------------------------------------------------------------------
+# Storage contract
+# --------------------------------------------------------------------------------
+
+
+class StorageBackend:
+    """What a storage must be able to do: hold node records and one register.
+
+    Subclass it and override every method but `repair` to keep a cluster in a
+    storage of your own; run the contract suite in `tests/contract.py` on it.
+
+    A method fails with `StorageError` and nothing else when the storage cannot be
+    reached. It should have time-outs of its own, well under the renewal deadline,
+    but no promise of the cluster depends on its return.
+
+    Thread:
+        One call at a time, from a background thread of one control, with one
+        exception: a call that does not return is given up after a while, and the
+        next one then comes from another thread while the first still hangs.
+    """
+
+    one_kernel = False
+    """True if the storage can only be reached by processes of one running kernel,
+    so that a record with another boot id is that of a dead process."""
+
+    def open(self, cluster_name: str) -> str:
+        """Connects, creates what is missing, and returns the id of this store.
+
+        The id is random, 16 hexadecimal digits, and written once, by whoever
+        creates the store: processes that race to create it all return the same.
+        Called again after a failure, or to join a store that was replaced.
+
+        Raises:
+            StorageError: not reachable, or not a storage for this cluster.
+        """
+        raise NotImplementedError
+
+    def read(self, fresh: bool = False) -> Snapshot:
+        """Reads the lease and every node record. Cheap when nothing has changed.
+
+        A record that cannot be understood is logged once, skipped, and left where
+        it is. A store that is *another* one than was opened (an unmounted share)
+        raises; one that was emptied in place is a snapshot without cluster id.
+
+        Args:
+            fresh: look past every cache between here and the storage.
+
+        Raises:
+            StorageError: not reachable; nothing is known.
+        """
+        raise NotImplementedError
+
+    def next_join_number(self) -> int:
+        """Returns a number above 0 and above all that were ever returned.
+
+        Atomic across processes; numbers may be left out.
+
+        Raises:
+            StorageError: outcome unknown, a number may be lost, which is harmless.
+        """
+        raise NotImplementedError
+
+    def write_node(self, record: NodeRecord) -> None:
+        """Stores a record under its name and incarnation, durably and atomically.
+
+        A reader finds the old record or the new one, never a part. It replaces the
+        record of the same incarnation. Whether it replaces an older incarnation of
+        that name or stands beside it is up to the storage; it must never replace
+        the record of one with a higher join_number.
+
+        Raises:
+            StorageError: outcome unknown.
+        """
+        raise NotImplementedError
+
+    def remove_node(self, name: str, incarnation: str) -> None:
+        """Removes the record of just this incarnation; no error if there is none.
+
+        Raises:
+            StorageError: outcome unknown.
+        """
+        raise NotImplementedError
+
+    def swap_lease(self, expected: Optional[Lease], new: Lease) -> bool:
+        """Replaces the lease by `new` if it is exactly `expected` (None: no lease).
+
+        Linearizable: of all the racing swaps with one `expected`, at most one is
+        ever applied, and once it is, every later read begins with it. No value is
+        ever swapped in twice, so comparing `Lease.stamp` is enough.
+
+        Returns:
+            True: `new` was stored. False: it was not, somebody was faster, or else
+            this very call had been applied already (a driver's second try): the
+            caller reads to find out.
+
+        Raises:
+            StorageError: outcome unknown. It may be applied even later, as long as
+                the lease is still `expected` then.
+        """
+        raise NotImplementedError
+
+    def repair(self, cluster_id: str) -> None:
+        """Makes anew what a wiped store lacks, under the id that it had.
+
+        Called when `read` found no cluster id; by any member, perhaps by several.
+
+        Raises:
+            StorageError: outcome unknown.
+        """
+
+    def close(self) -> None:
+        """Lets go of connections and files. Idempotent; a later `open` is legal."""
+
+
+# --------------------------------------------------------------------------------
+# Storage backend: a shared folder
+# --------------------------------------------------------------------------------
+
+_ONE_KERNEL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs")
+_LISTINGS = 4  # a rename may hide from one listing, or show twice; not from so many
+_IDENTITY_GRACE = 5.0  # seconds in which a living member would restore a lost id
+_STALE_AFTER = 86400.0  # seconds after which a temporary file has no owner any more
+
+
+def _random_id() -> str:
+    return os.urandom(8).hex()
+
+
+def _quote(name: str) -> str:
+    """A file name for any text: lower case only, since some file systems fold it."""
+    quoted = "".join(
+        chr(byte) if chr(byte) in "abcdefghijklmnopqrstuvwxyz0123456789_-" else
+        "%%%02x" % byte
+        for byte in name.encode()
+    )  # fmt: skip
+    if len(quoted) <= 150:
+        return quoted
+    import hashlib
+
+    return "~" + hashlib.sha256(name.encode()).hexdigest()[:40]
+
+
+def _why(error: OSError, path: str) -> StorageError:
+    text = error.strerror or str(error)
+    return StorageError("%s: %s (is the share mounted and writable?)" % (path, text))
+
+
+def _read_small_file(path: str) -> Tuple[bytes, Tuple[int, int, int]]:
+    """The content and signature of a regular file; never blocks on a FIFO.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a regular file, or too long.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        _check(stat.S_ISREG(status.st_mode), "not a regular file", path)
+        _check(status.st_size <= MAX_RECORD, "too long for a record", path)
+        return os.read(descriptor, MAX_RECORD + 1), _signature(status)
+    finally:
+        os.close(descriptor)
+
+
+def _signature(status: os.stat_result) -> Tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _flush_folder(path: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _write_file(path: str, data: bytes, flush: bool = True) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    temporary = os.path.join(os.path.dirname(path), "tmp-" + _random_id())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags | getattr(os, "O_CLOEXEC", 0), 0o664)
+    try:
+        try:
+            os.write(descriptor, data)
+            if flush:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _move_aside(path, stat.S_ISREG)
+        os.replace(temporary, path)
+    except BaseException:
+        _unlink(temporary)
+        raise
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
+    """What stands in our place but is none of ours is kept, under another name."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not is_right(mode):
+        folder, name = os.path.split(path)
+        aside = "aside-%s-%s" % (_random_id(), name)
+        log.warning("%s is not what belongs there; moved to %s", path, aside)
+        os.rename(path, os.path.join(folder, aside))
+
+
+def _make_folder(path: str) -> None:
+    _move_aside(path, stat.S_ISDIR)
+    try:
+        os.mkdir(path, 0o775)
+    except FileExistsError:
+        pass
+
+
+def _remove_folder(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class _Register:
+    """A compare-and-swap register: a folder with one file, whose name is the value.
+
+    A swap is one rename of the expected name to the new one. The server decides
+    it atomically, a missing source is a lost race, and nothing is ever locked.
+    """
+
+    def __init__(self, folder: str, newest: Callable[[str], Any]) -> None:
+        self.folder = folder
+        self._newest = newest  # sorts values; raises ValueError for foreign names
+
+    def value(self) -> Optional[str]:
+        """The name that stands there; None if there is none, for good."""
+        names: List[str] = []
+        for _ in range(_LISTINGS):
+            names = self._names()
+            if len(names) == 1:
+                return names[0]
+        if len(names) > 1:
+            # A listing may show both names of a rename, but not each time
+            text = "%s: holds several values, %s; remove all but the newest"
+            raise StorageError(text % (self.folder, ", ".join(names)))
+        return None
+
+    def _names(self) -> List[str]:
+        try:
+            found = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(filter(self._is_value, found), key=self._newest)
+
+    def _is_value(self, name: str) -> bool:
+        try:
+            self._newest(name)
+        except ValueError:
+            return False
+        return True
+
+    def refresh(self) -> None:
+        """Changes the folder, so that no client believes its cached listing."""
+        path = os.path.join(self.folder, "tmp-" + _random_id())
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+        except FileNotFoundError:
+            return
+        except OSError:  # full or read-only: then the listing has to do
+            return
+        _unlink(path)
+
+    def swap(self, expected: Optional[str], new: str) -> bool:
+        if expected is None:
+            return self._create(new)
+        target = os.path.join(self.folder, new)
+        try:
+            os.rename(os.path.join(self.folder, expected), target)
+            return True
+        except OSError as error:
+            # ENOENT may be the answer to a retry whose first attempt was applied
+            self.refresh()
+            if new in self._names():
+                return True
+            if isinstance(error, FileNotFoundError):
+                return False
+            raise
+
+    def _create(self, value: str) -> bool:
+        """Puts the first value there. Onto a folder with one, the rename fails."""
+        if self.value() is not None:
+            return False
+        parent, name = os.path.split(self.folder)
+        _move_aside(self.folder, stat.S_ISDIR)
+        temporary = os.path.join(parent, "tmp-" + _random_id())
+        os.mkdir(temporary, 0o775)
+        try:
+            _write_file(os.path.join(temporary, value), b"")
+            os.rename(temporary, self.folder)
+            return True
+        except OSError:
+            _remove_folder(temporary)
+            if value in self._names():
+                return True
+            if self.value() is not None:
+                return False
+            raise
+
+
+def _lease_order(name: str) -> Tuple[int, int]:
+    lease = _lease_from_name(name)[0]
+    return lease.stamp
+
+
+def _lease_name(lease: Lease, roster_counter: int) -> str:
+    fields = (
+        lease.term, lease.counter, lease.holder,
+        int(lease.started), int(lease.released), roster_counter,
+        repr(float(lease.duration)), repr(float(lease.freeze_limit)),
+        repr(float(lease.stop_timeout)),
+    )  # fmt: skip
+    return "_".join(map(str, fields))
+
+
+def _lease_from_name(name: str) -> Tuple[Lease, int]:
+    """The lease (its roster unknown) and the counter that names its roster."""
+    parts = name.split("_")
+    _check(len(parts) == 9, "not the name of a lease", name)
+    numbers = [int(part) for part in parts[:2] + parts[3:6]]
+    durations = [float(part) for part in parts[6:]]
+    lease = Lease.from_dict(
+        {
+            "term": numbers[0], "counter": numbers[1], "holder": parts[2],
+            "started": bool(numbers[2]), "released": bool(numbers[3]),
+            "duration": durations[0], "freeze_limit": durations[1],
+            "stop_timeout": durations[2],
+        }
+    )  # fmt: skip
+    return lease, numbers[4]
+
+
+def _number(name: str) -> int:
+    _check(name.isdigit() and name.isascii() and len(name) < 16, "no number", name)
+    return int(name)
+
+
+class SharedFsStorageBackend(StorageBackend):
+    """Keeps a cluster in a folder that every node can reach.
+
+    Works on local disks, NFSv3 and NFSv4, SMB and sshfs: needs nothing but an
+    atomic `rename` on the server. Not for object stores mounted as folders (s3fs,
+    gcsfuse, rclone): they rename by copying.
+
+    Nothing is ever locked, so nothing is ever left locked. What is in the folder
+    and does not belong there is left alone.
+
+    Args:
+        path: the shared folder. Several clusters may use the same one.
+        create: whether to create the cluster (and the folder) if it is not there.
+            Give False for every mounted share once the cluster exists: when the
+            share is not mounted, the path is an empty local folder, and a node
+            that makes a cluster of its own there makes a second primary.
+    """
+
+    def __init__(self, path: Union[str, "os.PathLike[str]"], *, create: bool = True):
+        self.path = os.path.abspath(os.fspath(path))
+        self.create = create
+        self._cluster_id = ""
+        self._root: Tuple[int, int] = (0, 0)
+        self._id_missing_since: Optional[float] = None
+        self._top_number = 0
+        self._records: Dict[str, Tuple[Tuple[int, int, int], Any]] = {}
+        self._rosters: Dict[str, FrozenSet[str]] = {}
+        self._set_folder("")
+
+    def __repr__(self) -> str:
+        return "SharedFsStorageBackend(%r)" % self.path
+
+    def _set_folder(self, name: str) -> None:
+        self._folder = os.path.join(self.path, name)
+        self._nodes = os.path.join(self._folder, "nodes")
+        self._roster_folder = os.path.join(self._folder, "rosters")
+        lease = os.path.join(self._folder, "lease")
+        self._lease = _Register(lease, _lease_order)
+        seniority = os.path.join(self._folder, "seniority")
+        self._seniority = _Register(seniority, _number)
+
+    # ---- which store is this?
+
+    def open(self, cluster_name: str) -> str:
+        self._set_folder("cluster-" + _quote(cluster_name))
+        try:
+            if not os.path.isdir(self._folder):
+                self._bootstrap()
+            self._cluster_id = self._opened_id()
+            self._root = self._root_identity()
+            self._clean()
+        except OSError as error:
+            raise _why(error, self.path) from error
+        self.one_kernel = _file_system(self.path) in _ONE_KERNEL_FILE_SYSTEMS
+        return self._cluster_id
+
+    def _bootstrap(self) -> None:
+        """Prepared complete and renamed into place: of several, one wins."""
+        if not self.create:
+            raise StorageError(
+                "%s holds no such cluster; is the share mounted? "
+                "(create=True makes a new one)" % self.path
+            )
+        os.makedirs(self.path, exist_ok=True)
+        temporary = os.path.join(self.path, "tmp-" + _random_id())
+        os.mkdir(temporary, 0o775)
+        self._furnish(temporary, _random_id())
+        try:
+            os.rename(temporary, self._folder)
+        except OSError:
+            _remove_folder(temporary)
+            if not os.path.isdir(self._folder):
+                raise
+
+    def _furnish(self, folder: str, cluster_id: str) -> None:
+        for name in ("nodes", "rosters", "seniority"):
+            _make_folder(os.path.join(folder, name))
+        _write_file(os.path.join(folder, "id-" + cluster_id), b"")
+        register = _Register(os.path.join(folder, "seniority"), _number)
+        if register.value() is None:
+            _write_file(os.path.join(register.folder, str(self._top_number)), b"")
+
+    def _root_identity(self) -> Tuple[int, int]:
+        status = os.stat(self.path)
+        return status.st_dev, status.st_ino
+
+    def _stored_id(self) -> Optional[str]:
+        try:
+            names = os.listdir(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        ids = [n[3:] for n in names if n.startswith("id-") and _is_id(n[3:])]
+        return min(ids) if ids else None
+
+    def _opened_id(self) -> str:
+        found = self._stored_id()
+        if found is None and self._id_missing_since is None:
+            self._id_missing_since = time.monotonic()
+        if found is None:
+            assert self._id_missing_since is not None
+            if time.monotonic() < self._id_missing_since + _IDENTITY_GRACE:
+                text = "%s: its id is missing; a running member restores it in seconds"
+                raise StorageError(text % self._folder)
+            self._furnish(self._folder, _random_id())
+            found = self._stored_id()
+        self._id_missing_since = None
+        if found is None:
+            raise StorageError("%s: its id cannot be written" % self._folder)
+        return found
+
+    def _check_identity(self) -> Optional[str]:
+        """The id of the store that is there; None: ours, emptied in place.
+
+        Raises:
+            StorageError: another store, or none, is mounted there.
+        """
+        if os.path.exists(os.path.join(self._folder, "id-" + self._cluster_id)):
+            return self._cluster_id
+        try:
+            same_root = self._root_identity() == self._root
+            found = self._stored_id()
+        except OSError as error:
+            raise _why(error, self.path) from error
+        if not same_root:
+            text = "%s is not the folder that it was; is the share mounted?"
+            raise StorageError(text % self.path)
+        return found
+
+    def _must_be_ours(self) -> None:
+        if self._check_identity() != self._cluster_id:
+            raise StorageError("%s holds another cluster, or none" % self.path)
+
+    def repair(self, cluster_id: str) -> None:
+        try:
+            _make_folder(self._folder)
+            self._furnish(self._folder, cluster_id)
+        except OSError as error:
+            raise _why(error, self._folder) from error
+
+    def _clean(self) -> None:
+        """Removes temporary files whose writers were killed long ago."""
+        probe = os.path.join(self._folder, "tmp-" + _random_id())
+        try:
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+            now = os.stat(probe).st_mtime  # by the server's clock, like the others'
+            _unlink(probe)
+            for folder in (self._nodes, self._roster_folder, self._lease.folder):
+                for entry in os.scandir(folder):
+                    if entry.name.startswith("tmp-"):
+                        if entry.stat().st_mtime < now - _STALE_AFTER:
+                            _unlink(entry.path)
+        except OSError:
+            pass
+
+    # ---- reading
+
+    def read(self, fresh: bool = False) -> Snapshot:
+        cluster_id = self._check_identity()
+        try:
+            if fresh:
+                self._lease.refresh()
+            return Snapshot(cluster_id, self._read_lease(), self._read_nodes())
+        except OSError as error:
+            raise _why(error, self._folder) from error
+
+    def _read_lease(self) -> Optional[Lease]:
+        name = self._lease.value()
+        if name is None:
+            return None
+        lease, roster_counter = _lease_from_name(name)
+        return lease._replace(roster=self._read_roster(lease, roster_counter))
+
+    def _roster_name(self, lease: Lease, counter: int) -> str:
+        return "%d.%s.%d.json" % (lease.term, lease.holder, counter)
+
+    def _read_roster(self, lease: Lease, counter: int) -> Optional[FrozenSet[str]]:
+        if counter == 0:
+            return frozenset()
+        name = self._roster_name(lease, counter)
+        if name not in self._rosters:
+            try:
+                data, _ = _read_small_file(os.path.join(self._roster_folder, name))
+                ids = json.loads(data.decode())["roster"]
+                _check(isinstance(ids, list) and all(map(_is_id, ids)), "roster", ids)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                log.warning("the roster %s cannot be read: %s", name, error)
+                return None
+            self._rosters = {name: frozenset(ids)}
+        return self._rosters[name]
+
+    def _read_nodes(self) -> Tuple[NodeRecord, ...]:
+        try:
+            entries = sorted(os.scandir(self._nodes), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            entries = []
+        cache = {}
+        for entry in entries:
+            if entry.name.endswith(".json"):
+                cached = self._read_record(entry)
+                if cached is not None:
+                    cache[entry.name] = cached
+        self._records = cache
+        return tuple(record for _, record in cache.values() if record is not None)
+
+    def _read_record(
+        self, entry: "os.DirEntry[str]"
+    ) -> Optional[Tuple[Tuple[int, int, int], Optional[NodeRecord]]]:
+        """What is known of this file; None if it has just vanished."""
+        known = self._records.get(entry.name)
+        try:
+            signature = _signature(os.lstat(entry.path))
+            if known is not None and known[0] == signature:
+                return known
+            data, signature = _read_small_file(entry.path)
+            return signature, self._parse_record(data, entry.name)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            if known is not None and isinstance(error, OSError):
+                return known  # unreadable just now: still what it was
+            log.warning("%s is no node record, and skipped: %s", entry.path, error)
+            return signature, None
+
+    def _parse_record(self, data: bytes, file_name: str) -> NodeRecord:
+        record = NodeRecord.from_dict(json.loads(data.decode()))
+        _check(self._record_name(record) == file_name, "record of another node", data)
+        self._top_number = max(self._top_number, record.join_number)
+        return record
+
+    def _record_name(self, record: NodeRecord) -> str:
+        return self._node_name(record.name, record.incarnation)
+
+    def _node_name(self, name: str, incarnation: str) -> str:
+        return "node-%s.%s.json" % (_quote(name), incarnation)
+
+    # ---- writing
+
+    def next_join_number(self) -> int:
+        self._must_be_ours()
+        try:
+            while True:
+                name = self._seniority.value()
+                new = str(max(int(name or 0), self._top_number) + 1)
+                if self._seniority.swap(name, new):
+                    self._top_number = int(new)
+                    return self._top_number
+        except OSError as error:
+            raise _why(error, self._seniority.folder) from error
+
+    def write_node(self, record: NodeRecord) -> None:
+        self._must_be_ours()
+        path = os.path.join(self._nodes, self._record_name(record))
+        try:
+            _make_folder(self._nodes)
+            _write_file(path, json.dumps(record.to_dict()).encode())
+        except OSError as error:
+            raise _why(error, path) from error
+
+    def remove_node(self, name: str, incarnation: str) -> None:
+        self._must_be_ours()
+        path = os.path.join(self._nodes, self._node_name(name, incarnation))
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _why(error, path) from error
+
+    def swap_lease(self, expected: Optional[Lease], new: Lease) -> bool:
+        self._must_be_ours()
+        try:
+            name = self._expected_name(expected)
+            if expected is not None and name is None:
+                return False
+            counter = self._roster_counter(name, new)
+            won = self._lease.swap(name, _lease_name(new, counter))
+            if won and (expected is None or expected.term != new.term):
+                # A power cut that loses a claim would give its term out again
+                _flush_folder(self._lease.folder)
+            if won and counter == new.counter:
+                self._remove_old_rosters(new)
+            return won
+        except OSError as error:
+            raise _why(error, self._lease.folder) from error
+
+    def _expected_name(self, expected: Optional[Lease]) -> Optional[str]:
+        """The name under which the expected lease stands, if it still does."""
+        if expected is None:
+            return None
+        name = self._lease.value()
+        if name is None or _lease_from_name(name)[0].stamp != expected.stamp:
+            self._lease.refresh()
+            name = self._lease.value()
+        if name is None or _lease_from_name(name)[0].stamp != expected.stamp:
+            return None
+        return name
+
+    def _roster_counter(self, expected_name: Optional[str], new: Lease) -> int:
+        """Names the roster of `new`, writing it unless it stands there already."""
+        if not new.roster:
+            return 0
+        if expected_name is not None:
+            old, counter = _lease_from_name(expected_name)
+            same_term = (old.term, old.holder) == (new.term, new.holder)
+            if same_term and self._read_roster(old, counter) == new.roster:
+                return counter
+        name = self._roster_name(new, new.counter)
+        _make_folder(self._roster_folder)
+        data = json.dumps({"format": FORMAT, "roster": sorted(new.roster)}).encode()
+        # Not flushed: after a power cut it may be unreadable, that is, unknown
+        _write_file(os.path.join(self._roster_folder, name), data, flush=False)
+        self._rosters = {name: new.roster}
+        return new.counter
+
+    def _remove_old_rosters(self, new: Lease) -> None:
+        """A reader may be about to open the previous one: two are kept."""
+        rosters = []
+        for name in os.listdir(self._roster_folder):
+            parts = name.split(".")
+            if len(parts) == 4 and parts[0].isdigit() and parts[2].isdigit():
+                rosters.append((int(parts[0]), int(parts[2]), name))
+        older = sorted(r for r in rosters if r[:2] < new.stamp)
+        for _, _, name in older[:-1]:
+            _unlink(os.path.join(self._roster_folder, name))
+
+    def close(self) -> None:
+        """Nothing is kept open between calls."""
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system at a path, as Linux names it; else empty."""
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                fields = line.split()
+                mount = fields[4].replace("\\040", " ")
+                inside = (path + "/").startswith(mount.rstrip("/") + "/")
+                if inside and len(mount) >= len(best):
+                    best, kind = mount, fields[fields.index("-") + 1]
+    except (OSError, ValueError, IndexError):
+        return ""
+    return kind
+
+
+# --------------------------------------------------------------------------------
+# Decision core: pure. Events and the time in, actions out
+# --------------------------------------------------------------------------------
+
+JOINING = "joining"
+MEMBER = "member"
+CLAIMANT = "claimant"  # holds the lease, waits until nobody else can be primary
+PRIMARY = "primary"
+STOPPING = "stopping"  # is primary no more, its callbacks still run
+FINISHED = "finished"
+
+PROBE_INTERVAL = 0.1  # seconds between two questions to whoever has our name
+PROBE_TIME = 3.0  # seconds, at most, until silence counts as an answer
+LEAVE_TIME = 5.0  # seconds, at most, that leaving waits for the storage
+COMPLAINT_INTERVAL = 60.0  # seconds between two log lines of one complaint
+MAX_ABANDONED = 4  # storage calls that never returned, each with a thread of its own
+MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check interval
+
+
+class Peer:
+    """What a node knows of one other incarnation. Owned by its decision core."""
+
+    __slots__ = (
+        "appeared", "asked_at", "dead_at", "dismissed", "ever", "examined_at",
+        "flags", "flags_at", "heard", "incarnation", "left", "linked_at",
+        "missing_since", "newest", "newest_at", "notice", "offer_at", "record",
+        "reported", "running_at", "running_term", "stopped_term", "vouch",
+        "vouched_at",
+    )  # fmt: skip
+
+    def __init__(self, incarnation: str, now: float) -> None:
+        self.incarnation = incarnation
+        self.record: Optional[NodeRecord] = None
+        # absent from the snapshots since then; None: its record is there
+        self.missing_since: Optional[float] = now
+        self.appeared = False  # its record came while we watched: newly joined
+        self.ever = False  # a heartbeat of it came in that echoed one of ours
+        self.linked_at = -FOREVER  # when that was last so
+        self.heard = now  # the same, with the grace that it is given
+        self.newest = 0  # the newest `sent` of its heartbeats: what we echo
+        self.newest_at = -FOREVER  # when that one came in
+        # A vouch is an echo that does not flag the holder as lost. The two sides:
+        # the holder counts from when it *sent* what was echoed (vouch), a claimant
+        # waits from when it *received* what it echoed (vouched_at), which is later.
+        self.vouch = -FOREVER
+        self.vouched_at = -FOREVER
+        self.flags: Optional[Heartbeat] = None  # its newest, if the link was shown
+        self.flags_at = -FOREVER
+        self.offer_at = FOREVER
+        self.stopped_term = 0
+        self.running_term = 0  # callbacks of this term, which is over, still run
+        self.running_at = -FOREVER
+        self.notice = (0, 0)  # (running_term, notice) as last found in its record
+        self.left = False
+        self.dead_at: Optional[float] = None  # when its death was proven
+        self.dismissed = False  # its record was removed, for this loss
+        self.reported = False  # its loss was logged
+        self.asked_at = -FOREVER  # last time it was sent an *answer now*
+        self.examined_at = -FOREVER
+
+    @property
+    def name(self) -> str:
+        return self.record.name if self.record else self.incarnation
+
+
+class Pending(NamedTuple):
+    """A storage call that was sent off, and what for."""
+
+    id: int
+    request: Request
+    began: float
+    purpose: str
+
+
+class Deposed(NamedTuple):
+    """The lease that a claim took, as known when the claim was sent."""
+
+    lease: Optional[Lease]
+    seen_at: float
+    term_seen_at: float
+    vouched_at: float
+
+
+class Core:
+    """Everything that one node decides.
+
+    A pure function of what it is told: `step` takes the time and events, and
+    returns actions. Whoever drives it (the threads of `ClusterControl`, or a
+    simulator) carries them out in order and calls `step` again at `wake_at` at the
+    latest. Times are seconds on the node's own monotonic clock.
+
+    Invariants, by the promise that they carry:
+        At most one primary: a claim is a compare-and-swap of the newest lease; its
+        claimant starts only when the deposed holder has said that it stopped, is
+        proven dead, or must have stopped by its own clock (`_startable_at`).
+
+        is_primary: `primacy` states until when the lease holds. It is renewed from
+        the *beginning* of a successful swap, extended only while every member of
+        the roster vouches, and never again once it has passed.
+
+        Pairing: every start callback handed out is followed by one stop callback,
+        unless it was skipped.
+    """
+
+    def __init__(
+        self, timings: Timings, record: NodeRecord, now: float, first_term: int
+    ) -> None:
+        self.timings = timings
+        self.record = record
+        self.first_term = first_term
+        self.role = JOINING
+        self.primacy: Tuple[int, float] = (0, -FOREVER)
+        self.wake_at = now
+        self._epoch = now
+        self._now = now
+        self._out: List[Action] = []
+        self._sent = 0
+        # Membership
+        self.cluster_id: Optional[str] = None
+        self.peers: Dict[str, Peer] = {}
+        self.records: Dict[str, NodeRecord] = {}
+        self._nodes: Optional[Tuple[NodeRecord, ...]] = None
+        self._top_join = 0
+        self._strangers: Dict[str, float] = {}
+        self._probe: Optional[NodeRecord] = None
+        self._probe_until = -FOREVER
+        self._probe_at = -FOREVER
+        self._exiled_until: Optional[float] = None
+        # The lease as known: newest value seen anywhere, and the one in storage
+        self.lease: Optional[Lease] = None
+        self._stored: Optional[Lease] = None
+        self._seen_at = now
+        self._term_seen_at = now
+        self._rolled_back_at: Optional[float] = None
+        # Claiming
+        self._started_by_user = False
+        self._claim_from: Optional[float] = None
+        self._doubt: Optional[Pending] = None  # a claim that may still land
+        self._barred: Tuple[float, float] = (-FOREVER, -FOREVER)  # in company, alone
+        self._failures = 0
+        # Holding
+        self._deposed = Deposed(None, -FOREVER, -FOREVER, -FOREVER)
+        self._claimed_at = -FOREVER
+        self._start_ok_since: Optional[float] = None
+        self._held: Optional[Lease] = None
+        self._attempts: Dict[Tuple[int, int], Tuple[Lease, float]] = {}
+        self._counter = 0
+        self._deadline = -FOREVER
+        self._renewed_at = -FOREVER
+        self._renew_tried_at = -FOREVER
+        self._renew_failing_since: Optional[float] = None
+        self._renew_failed_began = -FOREVER
+        self._freeze_asked_at = -FOREVER
+        self._frozen = False
+        self._challenge = 0  # a higher term that somebody claims to know
+        self._refuted = 0  # up to here the storage has denied such challenges
+        self._orderly = False
+        self._stopping_since = -FOREVER
+        self._release: Optional[Lease] = None
+        self._release_at = -FOREVER
+        self._step_down = False
+        # Callbacks
+        self._queue: List[RunCallback] = []
+        self._callback: Optional[RunCallback] = None
+        # Leaving
+        self._leaving: Optional[str] = None  # why: "stop" or "exit"
+        self._leave_until = FOREVER
+        self._record_written = False
+        self._record_removed = False
+        self._exit_called = False
+        # Storage
+        self._call: Optional[Pending] = None
+        self._calls: Dict[int, Pending] = {}
+        self._call_count = 0
+        self._failing_since: Optional[float] = None
+        self._last_error = ""
+        self._complained_at = -FOREVER
+        self._read_began = -FOREVER
+        self._read_wanted = False
+        self._retry_at = -FOREVER
+        self._write_wanted = False
+        self._noticed_at = -FOREVER
+        self._offer = 0
+        self._offer_asked = 0
+        self._removals: Dict[str, str] = {}  # incarnation -> name, of our own name
+        # Heartbeats
+        self._next_beat = -FOREVER
+        self._beat_wanted = False
+        self._roster_stale = False
+        self._flags_sent: Tuple[object, ...] = ()
+        self._sweep_at = -FOREVER
+        # What people are told
+        self.why = "it is joining"
+        self.since = now
+
+    # ---- the one entry
+
+    def step(self, now: float, *events: Event) -> List[Action]:
+        """Takes events that happened, and that the time is `now`.
+
+        Returns:
+            What is to be done, in this order. `wake_at` and `primacy` are set.
+        """
+        late = now - self.wake_at
+        self._now = now
+        self._out = []
+        if self.role is FINISHED:
+            return self._out
+        # The clock speaks before any event: a lease that has run out while this
+        # node slept is not brought back by what arrived meanwhile.
+        self._check_lease()
+        if late > self.timings.hb_timeout / 20:
+            self._excuse(late)
+        for event in events:
+            self._HANDLERS[type(event)](self, event)
+        self._advance()
+        return self._out
+
+    def _wake(self, at: float) -> None:
+        if at < self.wake_at:
+            self.wake_at = at
+
+    def _say(self, level: int, text: str, *args: object) -> None:
+        self._out.append(Say(level, text % args if args else text))
+
+    def _excuse(self, late: float) -> None:
+        """This loop was late: the peers get that much more time."""
+        for peer in self.peers.values():
+            peer.heard = min(self._now, peer.heard + late)
+        self._sweep_at = self._now
+
+    def _advance(self) -> None:
+        """Does whatever is due now, and finds out when the next thing is."""
+        self.wake_at = FOREVER
+        if self.role is FINISHED:
+            return
+        self._watch_storage()
+        if self.role is not JOINING:
+            self._sweep()
+            self._settle()
+            self._publish()
+        self._pump()
+        self._drive_storage()
+        if self.role is not JOINING:
+            self._beat()
+        self._finish()
+
+    def _settle(self) -> None:
+        """Moves through roles for as long as something changes."""
+        if self.role is CLAIMANT:
+            self._consider_start()
+        if self.role is PRIMARY:
+            self._consider_handover()
+        if self.role is STOPPING:
+            self._wake(self._stopping_since + self._stop_timeout())
+        if self.role is MEMBER:
+            self._consider_claim()
+
+    # ---- joining
+
+    def _drive_joining(self) -> Optional[Request]:
+        if self._exiled_until is not None:
+            self._wake(self._exiled_until)
+            if self._now < self._exiled_until:
+                return None
+            self._exiled_until = None
+        if self._leaving:
+            return None
+        if self._now < self._retry_at:
+            self._wake(self._retry_at)
+            return None
+        if self.cluster_id is None:
+            return Open()
+        if self._nodes is None:
+            return Read(True)
+        if self._probe and self._ask_namesake(self._probe):
+            return None
+        return Join(self.record)
+
+    def _ask_namesake(self, namesake: NodeRecord) -> bool:
+        """True while it may still answer that it lives."""
+        if self._peer(namesake.incarnation).dead_at is not None:
+            return False
+        if self._now >= self._probe_until:
+            return False
+        if self._now >= self._probe_at:
+            self._probe_at = self._now + PROBE_INTERVAL
+            self._send(namesake.address, namesake.incarnation, 0, True)
+            self._out.append(Examine(namesake, bind=True))
+        self._wake(min(self._probe_at, self._probe_until))
+        return True
+
+    def _opened(self, cluster_id: str) -> None:
+        self.cluster_id = cluster_id
+
+    def _looked(self, snapshot: Snapshot) -> None:
+        """The first read: who is there, and does anybody have this node's name?"""
+        namesakes = [r for r in snapshot.nodes if r.name == self.record.name]
+        self._removals = {r.incarnation: r.name for r in namesakes}
+        self._take_nodes(snapshot.nodes)
+        if namesakes and self._probe is None:
+            self._probe = max(namesakes, key=lambda r: r.seniority)
+            self._probe_until = self._now + min(self.timings.hb_timeout, PROBE_TIME)
+
+    def _namesake_lives(self, namesake: NodeRecord) -> None:
+        text = "node name %r is in use in this cluster by a living process at %s:%d"
+        text %= namesake.name, namesake.host, namesake.port
+        self._out.append(JoinFailed(text + "; give every node a name of its own"))
+        self.role = FINISHED
+        self.wake_at = FOREVER
+
+    def _joined(self, record: NodeRecord) -> None:
+        self.record = record
+        self.role = MEMBER
+        self._top_join = max(self._top_join, record.join_number)
+        self._read_wanted = self._beat_wanted = True
+        self._tell("it has just joined")
+        self._out.append(Joined())
+        number = len(self.records)
+        self._say(
+            logging.INFO,
+            "node %r joined (%d other member%s)",
+            record.name, number, "" if number == 1 else "s",
+        )  # fmt: skip
+
+    # ---- what the storage said
+
+    def _on_returned(self, event: Returned) -> None:
+        pending = self._calls.pop(event.id, None)
+        if pending is None:
+            return
+        if pending is not self._call:  # given up: it may have landed, a read tells
+            if event.error is None and event.result is False:
+                self._claim_is_over(pending)
+            return
+        self._call = None
+        if event.error is not None:
+            self._storage_failed(pending, event.error)
+        else:
+            self._storage_answered(pending, event.result)
+
+    def _storage_failed(self, pending: Pending, error: str) -> None:
+        self._note_failure(pending, error)
+        self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
+        if isinstance(pending.request, Read):
+            self._read_wanted = False
+        if pending.purpose == "release":
+            self._release_at = self._now + self.timings.renewal_period
+        if pending.purpose in ("claim", "release"):
+            self._read_wanted = True
+        if isinstance(pending.request, Join):
+            # It may have landed: a second attempt replaces it, leaving removes it
+            self._record_written = True
+
+    def _note_failure(self, pending: Pending, error: str) -> None:
+        if self._failing_since is None:
+            self._failing_since = pending.began
+            if self._now >= self._complained_at + COMPLAINT_INTERVAL:
+                self._complained_at = self._now
+                self._say(logging.WARNING, "the storage does not work: %s", error)
+        self._last_error = error
+        self._offer = 0
+        if isinstance(pending.request, Swap) or pending is self._call:
+            if self._held and self._renew_failing_since is None:
+                self._renew_failing_since = pending.began
+            self._renew_failed_began = max(self._renew_failed_began, pending.began)
+        if self._challenge:
+            self._lose_lease("a higher term is known, and the storage does not answer")
+
+    def _storage_answered(self, pending: Pending, result: Any) -> None:
+        if self._failing_since is not None:
+            outage = self._now - self._failing_since
+            self._failing_since = None
+            if self._complained_at + outage >= self._now:
+                text = "the storage works again after %.1f s"
+                self._say(logging.INFO, text, outage)
+        self._retry_at = -FOREVER
+        request = pending.request
+        if isinstance(request, Open):
+            self._opened(result)
+        elif isinstance(request, Read):
+            self._read_began = pending.began
+            self._on_snapshot(result, pending.began)
+        elif isinstance(request, Join):
+            self._record_written = True
+            self._joined(result)
+        elif isinstance(request, Write):
+            self._wrote(request.record, pending.purpose)
+        elif isinstance(request, Remove):
+            self._removed(request.incarnation)
+        elif isinstance(request, Swap):
+            self._swapped(pending, request.new, result)
+
+    def _swapped(self, pending: Pending, new: Lease, won: bool) -> None:
+        if not won:
+            # Somebody else's value is there, or an earlier attempt of our own
+            self._read_wanted = True
+            self._claim_is_over(pending)
+        elif pending.purpose == "claim":
+            self._claimed(pending, new)
+        elif pending.purpose == "renew":
+            self._adopt(new, pending.began)
+        elif pending.purpose == "release":
+            self._released(new)
+
+    def _wrote(self, record: NodeRecord, purpose: str) -> None:
+        if record == self.record:
+            self._write_wanted = False
+        if purpose == "offer" and self._offer_asked:
+            self._offer = self._offer_asked
+
+    def _removed(self, incarnation: str) -> None:
+        self._removals.pop(incarnation, None)
+        if incarnation == self.record.incarnation:
+            self._record_removed = True
+            self._beat_wanted = True
+        elif incarnation in self.peers:
+            self.peers[incarnation].dismissed = True
+            self._read_wanted = True
+
+    def _on_snapshot(self, snapshot: Snapshot, began: float) -> None:
+        self._read_wanted = False
+        if snapshot.cluster_id not in (None, self.cluster_id):
+            self._store_replaced()
+            return
+        if self.role is JOINING:
+            self._looked(snapshot)
+            self._take_lease(snapshot.lease, began)
+            return
+        if snapshot.cluster_id is None:
+            self._repair_wanted()
+        self._take_nodes(snapshot.nodes)
+        self._check_own_record(snapshot.nodes)
+        self._take_lease(snapshot.lease, began)
+        self._challenge = 0
+
+    def _repair_wanted(self) -> None:
+        if self.cluster_id is not None:
+            self._issue(Repair(self.cluster_id), "repair")
+
+    def _store_replaced(self) -> None:
+        """Another cluster id under the same root: a new store, to be joined late."""
+        if self._exiled_until is not None:
+            return
+        wait = self._lease_duration() + self._freeze_limit()
+        self._say(
+            logging.ERROR,
+            "the storage was replaced by another one (another cluster id); "
+            "this node joins it in %.0f s, when no primary of the old one is left",
+            wait,
+        )
+        self._lose_lease("the storage was replaced by another one")
+        if self.role is CLAIMANT or self.role is MEMBER:
+            self._forget_store(self._now + wait)
+        else:
+            self._exiled_until = self._now + wait
+
+    def _forget_store(self, until: float) -> None:
+        self.role = JOINING
+        self._exiled_until = until
+        self.record = self.record._replace(join_number=0)
+        self.cluster_id = self._nodes = self._probe = None
+        self.lease = self._stored = self._release = self._rolled_back_at = None
+        self._held = self._doubt = self._claim_from = None
+        self.peers, self.records, self._attempts = {}, {}, {}
+        self._top_join = 0
+
+    # ---- members
+
+    def _peer(self, incarnation: str) -> Peer:
+        peer = self.peers.get(incarnation)
+        if peer is None:
+            peer = self.peers[incarnation] = Peer(incarnation, self._now)
+            self._sweep_at = self._now
+        return peer
+
+    def _take_nodes(self, nodes: Tuple[NodeRecord, ...]) -> None:
+        if nodes == self._nodes:
+            return
+        first, self._nodes = self._nodes is None, nodes
+        view: Dict[str, NodeRecord] = {}
+        for record in sorted(nodes, key=lambda r: r.seniority):
+            view[record.name] = record
+        view.pop(self.record.name, None)
+        present = set()
+        for record in nodes:
+            if record.incarnation != self.record.incarnation:
+                present.add(record.incarnation)
+                self._take_record(record, first)
+        for peer in self.peers.values():
+            if peer.incarnation not in present and peer.missing_since is None:
+                peer.missing_since = self._now
+        self._log_members(view)
+        self.records = view
+        self._forget_peers()
+        self._sweep_at = self._now
+        self._roster_stale = True
+
+    def _forget_peers(self) -> None:
+        """Drops those who are gone for longer than anything compares."""
+        keep = {self.lease.holder} | (self.lease.roster or set()) if self.lease else ()
+        old = self._lease_duration() + self._freeze_limit() + 60.0
+        for peer in list(self.peers.values()):
+            gone = peer.missing_since
+            if gone is not None and gone + old < self._now:
+                if peer.incarnation not in keep:
+                    del self.peers[peer.incarnation]
+
+    def _take_record(self, record: NodeRecord, first: bool) -> None:
+        new = record.incarnation not in self.peers
+        peer = self._peer(record.incarnation)
+        peer.record, peer.missing_since = record, None
+        peer.stopped_term = max(peer.stopped_term, record.stopped_term)
+        notice = (record.running_term, record.notice)
+        if record.running_term and notice != peer.notice:
+            peer.notice = notice
+            peer.running_term, peer.running_at = record.running_term, self._now
+        if record.join_number > self._top_join:
+            self._top_join = record.join_number
+            peer.appeared = not first
+        if new:
+            self._out.append(Examine(record))
+            if self.role is not JOINING:
+                self._greet(peer)
+
+    def _greet(self, peer: Peer) -> None:
+        if peer.record:
+            peer.asked_at = self._now
+            self._send(peer.record.address, peer.incarnation, peer.newest, True)
+
+    def _log_members(self, view: Dict[str, NodeRecord]) -> None:
+        if self.role is JOINING:
+            return
+        for name in sorted(view.keys() - self.records.keys()):
+            self._say(logging.INFO, "node %r is a member now", name)
+        for name in sorted(self.records.keys() - view.keys()):
+            self._say(logging.INFO, "node %r is no member any more", name)
+
+    def _check_own_record(self, nodes: Tuple[NodeRecord, ...]) -> None:
+        """Writes it back if it was removed; leaves if the name was taken over."""
+        mine = None
+        for record in nodes:
+            if record.incarnation == self.record.incarnation:
+                mine = record
+            elif record.name != self.record.name:
+                continue
+            elif record.seniority < self.record.seniority:
+                self._removals[record.incarnation] = record.name
+            elif self._peer(record.incarnation).dead_at is None:
+                self._exit("its name was taken over by %s:%d" % record.address)
+        if mine != self.record and not self._leaving:
+            if mine is None and not self._write_wanted:
+                self._say(logging.INFO, "this node's record was removed; it is back")
+            self._write_wanted = True
+
+    def _is_lost(self, peer: Peer) -> bool:
+        if peer.left or peer.dead_at is not None:
+            return True
+        return self._now - peer.heard >= self.timings.detection_time
+
+    def _is_alive(self, peer: Peer) -> bool:
+        """Alive in the cluster, as the version rule means it."""
+        return (peer.ever or peer.appeared) and not self._is_lost(peer)
+
+    def _company(self) -> List[Peer]:
+        """Those whose heartbeats come in, and who echo ours."""
+        return [p for p in self.peers.values() if p.ever and not self._is_lost(p)]
+
+    def _on_proven_dead(self, event: ProvenDead) -> None:
+        peer = self._peer(event.incarnation)
+        if peer.dead_at is None:
+            peer.dead_at = self._now
+            self._sweep_at = self._now
+
+    def _sweep(self) -> None:
+        """Looks at every peer whose silence may have come to something."""
+        if self._now >= self._sweep_at:
+            self._sweep_at = FOREVER
+            for peer in list(self.peers.values()):
+                self._sweep_at = min(self._sweep_at, self._look_at(peer))
+            self._check_versions()
+        self._wake(self._sweep_at)
+
+    def _look_at(self, peer: Peer) -> float:
+        """Returns when to look at this peer again."""
+        if self._is_lost(peer):
+            self._lost(peer)
+            return FOREVER
+        lost_at = peer.heard + self.timings.detection_time
+        if peer.record is None:
+            return lost_at
+        ask_at = peer.heard + 1.5 * self.timings.hb_interval
+        if self._now < ask_at:
+            return min(ask_at, lost_at)
+        ask_at = peer.asked_at + self.timings.hb_interval / 5
+        if self._now >= ask_at:
+            ask_at = self._now + self.timings.hb_interval / 5
+            self._greet(peer)
+            self._examine(peer)
+        return min(ask_at, lost_at)
+
+    def _examine(self, peer: Peer) -> None:
+        if peer.record and self._now >= peer.examined_at + self.timings.hb_interval:
+            peer.examined_at = self._now
+            self._out.append(Examine(peer.record, bind=True))
+
+    def _lost(self, peer: Peer) -> None:
+        if peer.reported:
+            return
+        peer.reported = self._roster_stale = True
+        if peer.record is None:
+            return
+        if peer.left:
+            reason = "left"
+        elif peer.dead_at is not None:
+            reason = "is dead (its process is gone)"
+        elif peer.ever:
+            reason = "is lost: not heard for %.1f s" % (self._now - peer.linked_at)
+        else:
+            reason = "is lost: never heard"
+        self._say(logging.INFO, "node %r %s", peer.name, reason)
+
+    def _check_versions(self) -> None:
+        own = self.record.version
+        if own is None or self._leaving:
+            return
+        for peer in self.peers.values():
+            theirs = peer.record.version if peer.record else None
+            if theirs is None or theirs == own or not self._is_alive(peer):
+                continue
+            if version_key(theirs) > version_key(own):
+                text = "node %r runs version %s, newer than this one's %s"
+                self._exit(text % (peer.name, theirs, own))
+                return
+
+    # ---- heartbeats in
+
+    def _on_heard(self, event: Heard) -> None:
+        heartbeat = event.heartbeat
+        if heartbeat.receiver != self.record.incarnation:
+            return  # meant for an earlier incarnation, or replayed
+        if heartbeat.sender == self.record.incarnation:
+            return
+        if self.role is JOINING:
+            self._heard_joining(heartbeat, event.source)
+            return
+        peer = self.peers.get(heartbeat.sender)
+        if peer is None:
+            self._heard_stranger(heartbeat, event.source)
+        elif heartbeat.sent > peer.newest:  # else a duplicate, or overtaken
+            self._heard_peer(peer, heartbeat, event.source)
+
+    def _heard_joining(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
+        probe = self._probe
+        if probe and heartbeat.sender == probe.incarnation and not heartbeat.leaving:
+            self._namesake_lives(probe)
+
+    def _heard_stranger(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
+        if heartbeat.answer:
+            self._send(source, heartbeat.sender, 0)  # no echo: not a vouch either
+        if not heartbeat.leaving:
+            self._prompt_read(heartbeat.sender)
+
+    def _prompt_read(self, sender: str) -> None:
+        """A sender prompts at most one read per check interval."""
+        fresh = self._now - self.timings.check_interval
+        known = self._strangers
+        if len(known) >= MAX_STRANGERS:
+            known = {s: at for s, at in known.items() if at > fresh}
+            self._strangers = known
+        if known.get(sender, -FOREVER) <= fresh and len(known) < MAX_STRANGERS:
+            known[sender] = self._now
+            self._read_wanted = True
+
+    def _heard_peer(
+        self, peer: Peer, heartbeat: Heartbeat, source: Tuple[str, int]
+    ) -> None:
+        peer.newest, peer.newest_at = heartbeat.sent, self._now
+        peer.stopped_term = max(peer.stopped_term, heartbeat.stopped)
+        if heartbeat.running:
+            peer.running_term, peer.running_at = heartbeat.running, self._now
+        if 0 < heartbeat.echo <= self._sent:
+            self._echoed(peer, heartbeat)
+        if heartbeat.leaving:
+            peer.left = True
+            self._sweep_at = self._now
+            self._prompt_read(peer.incarnation)
+        elif peer.missing_since is not None:
+            self._prompt_read(peer.incarnation)
+        if heartbeat.holder:
+            self._heard_lease(heartbeat)
+        if heartbeat.answer and not peer.left:
+            address = peer.record.address if peer.record else source
+            self._send(address, peer.incarnation, peer.newest)
+
+    def _echoed(self, peer: Peer, heartbeat: Heartbeat) -> None:
+        sent_at = self._epoch + heartbeat.echo / 1e6
+        if self._now - sent_at < self.timings.echo_age:
+            self._link_shown(peer)
+            offered = peer.flags is not None and peer.flags.offer == heartbeat.offer
+            if not offered or not heartbeat.offer:
+                peer.offer_at = self._now if heartbeat.offer else FOREVER
+            peer.flags, peer.flags_at = heartbeat, self._now
+        # Who knows a higher term, or has lost us, or may be claiming, vouches not
+        if heartbeat.lost != self._term() and heartbeat.term <= self._term():
+            peer.vouch = max(peer.vouch, sent_at)
+
+    def _link_shown(self, peer: Peer) -> None:
+        if peer.reported and not peer.left and peer.dead_at is None:
+            self._say(logging.INFO, "node %r is heard again", peer.name)
+            peer.reported = peer.dismissed = False
+            self._sweep_at = self._now
+        if not peer.ever:
+            peer.ever = True
+            self._sweep_at = self._now
+        peer.linked_at = peer.heard = self._now
+        if self._held and peer.incarnation not in (self._held.roster or ()):
+            self._roster_stale = True
+
+    def _heard_lease(self, heartbeat: Heartbeat) -> None:
+        known = self.lease
+        stamp = (heartbeat.term, heartbeat.counter)
+        if known is not None and stamp <= known.stamp:
+            return
+        if known is None or heartbeat.term > known.term or heartbeat.released:
+            self._read_wanted = True
+        if self._held and heartbeat.term > max(self._held.term, self._refuted):
+            self._challenge = self._refuted = heartbeat.term
+            self._read_wanted = True
+        self._see(self._lease_from(heartbeat, known))
+
+    def _lease_from(self, heartbeat: Heartbeat, known: Optional[Lease]) -> Lease:
+        """What a heartbeat tells of the lease; the rest as last read, or unknown."""
+        same = known is not None and known.holder == heartbeat.holder
+        timings = self.timings
+        rest = known if known is not None and same else None
+        return Lease(
+            heartbeat.term, heartbeat.counter, heartbeat.holder,
+            heartbeat.started, heartbeat.released, None,
+            rest.duration if rest else timings.lease_duration,
+            rest.freeze_limit if rest else timings.freeze_limit,
+            rest.stop_timeout if rest else timings.stop_timeout,
+        )  # fmt: skip
+
+    # ---- heartbeats out
+
+    def _send(
+        self, address: Tuple[str, int], to: str, echo: int, answer: bool = False
+    ) -> None:
+        self._sent = max(self._sent + 1, int((self._now - self._epoch) * 1e6))
+        flags = self._flags()
+        lease = self.lease
+        known = lease[:5] if lease is not None else (0, 0, "", False, False)
+        term, counter, holder, started, released = known
+        heartbeat = Heartbeat(
+            self.record.incarnation, to, self._sent, echo,
+            term, counter, holder, started, released,
+            answer, *flags,
+        )  # fmt: skip
+        self._out.append(Send(address, heartbeat))
+        peer = self.peers.get(to)
+        if peer is not None and not self._withholds_vouch(peer, heartbeat):
+            peer.vouched_at = max(peer.vouched_at, peer.newest_at)
+
+    def _withholds_vouch(self, peer: Peer, heartbeat: Heartbeat) -> bool:
+        """True if the peer, as holder, cannot take this heartbeat for a vouch."""
+        if self._held is not None:
+            return True  # it tells of a term that is higher than any of the peer's
+        lease = self.lease
+        flagged = heartbeat.lost and lease is not None and lease.term == heartbeat.lost
+        return bool(flagged and lease is not None and lease.holder == peer.incarnation)
+
+    def _flags(self) -> Tuple[bool, bool, bool, int, int, int, int]:
+        """leaving, candidate, failing, offer, lost, running, stopped."""
+        failing = self._failing_since is not None
+        if self._held is not None:
+            failing = self._renew_failing_since is not None
+        running = self._held.term if self.role is STOPPING and self._held else 0
+        return (
+            bool(self._leaving) and self.role is not STOPPING,
+            self._is_candidate() and not failing,
+            failing,
+            self._offer,
+            self._lost_term(),
+            running,
+            self.record.stopped_term,
+        )
+
+    def _lost_term(self) -> int:
+        """The term whose holder this node does not vouch for; 0: none."""
+        if self._doubt is not None and isinstance(self._doubt.request, Swap):
+            expected = self._doubt.request.expected
+            if expected is not None:
+                return expected.term
+        lease = self.lease
+        if lease is None or lease.released or lease.holder == self.record.incarnation:
+            return 0
+        return lease.term if self._is_lost(self._peer(lease.holder)) else 0
+
+    def _beat(self) -> None:
+        flags = self._flags()
+        if flags != self._flags_sent:
+            self._beat_wanted = True
+        if self._beat_wanted or self._now >= self._next_beat:
+            self._flags_sent = flags
+            self._beat_wanted = False
+            self._next_beat = self._now + self.timings.hb_interval
+            for peer in self._receivers():
+                assert peer.record is not None
+                self._send(peer.record.address, peer.incarnation, peer.newest)
+        self._wake(self._next_beat)
+
+    def _receivers(self) -> List[Peer]:
+        roster: FrozenSet[str] = frozenset()
+        if self.lease is not None and self.lease.roster:
+            roster = self.lease.roster
+        return [
+            peer
+            for peer in self.peers.values()
+            if peer.record
+            and (peer.missing_since is None or peer.incarnation in roster)
+            and peer.dead_at is None
+        ]
+
+    # ---- the lease as others know it
+
+    def _term(self) -> int:
+        return self._held.term if self._held is not None else 0
+
+    def _lease_duration(self) -> float:
+        lease = self.lease
+        return lease.duration if lease else self.timings.lease_duration
+
+    def _freeze_limit(self) -> float:
+        return self.lease.freeze_limit if self.lease else self.timings.freeze_limit
+
+    def _see(self, lease: Lease) -> None:
+        """Times the lease by when this value was first seen, here, on our clock."""
+        if self.lease is not None and lease.stamp < self.lease.stamp:
+            return
+        known = self.lease
+        if known is None or lease.term > known.term:
+            self._term_seen_at = self._now
+        if known is None or lease.stamp > known.stamp:
+            self._seen_at = self._now
+        if known is None or lease.roster is not None or lease.stamp > known.stamp:
+            self.lease = lease
+        if known is None or (lease.holder, lease.term) != (known.holder, known.term):
+            self._say(logging.DEBUG, "term %d: %s holds the lease", *self._who(lease))
+        self._peer_of_holder(lease)
+
+    def _who(self, lease: Lease) -> Tuple[int, str]:
+        if lease.holder == self.record.incarnation:
+            return lease.term, "this node"
+        return lease.term, repr(self._peer(lease.holder).name)
+
+    def _peer_of_holder(self, lease: Lease) -> None:
+        if lease.holder != self.record.incarnation:
+            peer = self._peer(lease.holder)
+            if lease.released:
+                peer.stopped_term = max(peer.stopped_term, lease.term)
+
+    def _take_lease(self, lease: Optional[Lease], began: float) -> None:
+        """What a read that began then has found in the storage."""
+        self._stored = lease
+        self._clear_doubt(lease)
+        if self._held is not None:
+            self._found(lease)
+        if self._held is not None and self.role is not STOPPING:
+            # The storage says that it is ours: whoever told us of more was wrong
+            self.lease = self._held
+            self._rolled_back_at = None
+            return
+        if lease is not None:
+            self._see(lease)
+        if not self._is_behind(lease):
+            self._rolled_back_at = None
+        elif self._rolled_back_at is None and began > self._seen_at:
+            self._rolled_back_at = self._now
+            self._say(
+                logging.ERROR,
+                "the storage was %s: a lease of term %d stood there",
+                "wiped" if lease is None else "rolled back to an old copy",
+                self.lease.term if self.lease else 0,
+            )
+        if self._release is not None:
+            self._check_release(lease)
+
+    def _is_behind(self, lease: Optional[Lease]) -> bool:
+        """Is this older than the newest lease known?"""
+        known = self.lease
+        return known is not None and (lease is None or lease.stamp < known.stamp)
+
+    def _clear_doubt(self, lease: Optional[Lease]) -> None:
+        """A claim can land no more once what it expected has been replaced."""
+        if self._doubt is None or not isinstance(self._doubt.request, Swap):
+            return
+        expected = self._doubt.request.expected
+        if lease is not None and (expected is None or lease.stamp > expected.stamp):
+            self._doubt = None
+
+    def _claim_is_over(self, pending: Pending) -> None:
+        if self._doubt is not None and self._doubt.id == pending.id:
+            self._doubt = None
+            self._claim_from = None
+
+    # ---- claiming
+
+    def _is_candidate(self) -> bool:
+        """Whether this node would take the lease if it could."""
+        return (
+            self.role is MEMBER
+            and self._started_by_user
+            and not self._leaving
+            and self._callback is None
+            and not self._queue
+            and self._now >= self._barred_until()
+        )
+
+    def _barred_until(self) -> float:
+        together, alone = self._barred
+        return together if self._company() else alone
+
+    def _is_free(self, lease: Lease) -> bool:
+        """True if the callbacks of the holder are known to be over."""
+        if lease.released or lease.holder == self.record.incarnation:
+            return True
+        peer = self._peer(lease.holder)
+        return peer.stopped_term >= lease.term or peer.dead_at is not None
+
+    def _is_proven_dead(self, lease: Lease) -> bool:
+        peer = self.peers.get(lease.holder)
+        return peer is not None and peer.dead_at is not None
+
+    def _claimable_at(self, lease: Lease) -> float:
+        """From when on this node may claim over the lease, as far as it knows now."""
+        if self._is_free(lease):
+            return -FOREVER
+        holder = self._peer(lease.holder)
+        lost_at = holder.heard + self.timings.detection_time
+        seen_at = self._seen_at
+        if self._rolled_back_at is not None:
+            seen_at = max(seen_at, self._rolled_back_at)
+        stale_at = seen_at + lease.duration
+        allowed = stale_at + lease.freeze_limit
+        if self._has_majority(lease):
+            allowed = lost_at
+        elif lease.roster is not None:
+            allowed = min(allowed, max(stale_at, self._standing_since(lease)))
+        return max(lost_at, allowed)
+
+    def _standing_since(self, lease: Lease) -> float:
+        """From when on this node counts as one without whom no freeze is possible."""
+        roster = lease.roster
+        if roster is None:
+            return FOREVER
+        if not roster or self.record.incarnation in roster:
+            return -FOREVER
+        dead = [
+            self.peers[i].dead_at
+            for i in roster
+            if i in self.peers and self.peers[i].dead_at is not None
+        ]
+        return min(at for at in dead if at is not None) + lease.duration if dead else (
+            FOREVER
+        )
+
+    def _has_majority(self, lease: Lease) -> bool:
+        """Have most of roster and holder, this node among them, lost the holder?"""
+        roster, me = lease.roster, self.record.incarnation
+        if not roster or me not in roster or self._lost_term() != lease.term:
+            return False
+        recent = self._now - self.timings.hb_timeout
+        votes = 1
+        for incarnation in roster - {me}:
+            peer = self.peers.get(incarnation)
+            if peer is None or self._is_lost(peer) or peer.flags_at < recent:
+                continue
+            votes += peer.flags is not None and peer.flags.lost == lease.term
+        return votes * 2 > len(roster) + 1
+
+    def _rank(self, lease: Optional[Lease]) -> int:
+        """How many live candidates, whom this node hears, are more senior."""
+        if lease is not None and self._is_proven_dead(lease):
+            return 0
+        mine = self.record.seniority
+        return sum(
+            1
+            for peer in self._company()
+            if peer.record
+            and peer.flags is not None
+            and peer.flags.candidate
+            and peer.record.seniority < mine
+        )
+
+    def _isolation_wait(self, lease: Optional[Lease]) -> float:
+        """Who hears nobody of a roster gives those others time to claim."""
+        if lease is None or self._is_proven_dead(lease):
+            return 0.0
+        others = [self.peers.get(i) for i in lease.roster or ()]
+        present = [
+            p for p in others
+            if p and p.missing_since is None and not p.left and p.dead_at is None
+        ]  # fmt: skip
+        heard = any(p.ever and not self._is_lost(p) for p in present)
+        return 0.0 if heard or not present else self.timings.detection_time
+
+    def _judged(self) -> Optional[Lease]:
+        """The lease to claim over: the last one seen stands even if it is gone."""
+        if self._stored is None or self._rolled_back_at is not None:
+            return self.lease
+        return self._stored
+
+    def _consider_claim(self) -> None:
+        if not self._is_candidate() or self._failing_since is not None:
+            self._claim_from = None
+            if self._now < self._barred_until():
+                self._wake(self._barred_until())
+            self._explain_member()
+            return
+        if self._read_began == -FOREVER:
+            return
+        lease = self._judged()
+        at = -FOREVER if lease is None else self._claimable_at(lease)
+        if self._now < at:
+            self._claim_from = None
+            self._wake(at)
+            self._explain_member()
+            return
+        if self._claim_from is None:
+            self._claim_from = self._now
+        wait = self._rank(lease) * self.timings.check_interval / 2
+        due = self._claim_from + max(wait, self._isolation_wait(lease))
+        if self._now < due:
+            self._wake(due)
+        elif self._doubt is None:
+            self._claim_or_read(lease)
+        self._explain_member()
+
+    def _claim_or_read(self, lease: Optional[Lease]) -> None:
+        """At the instant of loss one reads first: the news may be old."""
+        assert self._claim_from is not None
+        if self._call is not None:
+            return
+        behind = self._rolled_back_at is None and self._is_behind(self._stored)
+        if self._read_began < self._claim_from or behind:
+            self._read_wanted = True
+        else:
+            self._claim(lease)
+
+    def _claim(self, lease: Optional[Lease]) -> None:
+        timings = self.timings
+        term = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
+        term += 1
+        if self._stored is None:
+            term = max(term, self.first_term)
+        self._counter += 1
+        roster = (lease.roster if lease else None) or frozenset()
+        new = Lease(
+            term, self._counter, self.record.incarnation, False, False,
+            roster - {self.record.incarnation},
+            timings.lease_duration, timings.freeze_limit, timings.stop_timeout,
+        )  # fmt: skip
+        if lease is not None and not (lease.started and self._is_free(lease)):
+            # The claim hides a lease that may still be in force: until this one is
+            # started it must be judged by the longer durations of the two.
+            new = new._replace(
+                duration=max(new.duration, lease.duration),
+                freeze_limit=max(new.freeze_limit, lease.freeze_limit),
+                stop_timeout=max(new.stop_timeout, lease.stop_timeout),
+            )
+        seen_at = self._seen_at
+        if self._rolled_back_at is not None:
+            seen_at = max(seen_at, self._rolled_back_at)
+        holder = self.peers.get(lease.holder) if lease else None
+        self._deposed = Deposed(
+            lease, seen_at, self._term_seen_at,
+            holder.vouched_at if holder else -FOREVER,
+        )  # fmt: skip
+        self._doubt = self._issue(Swap(self._stored, new), "claim")
+
+    def _claimed(self, pending: Pending, new: Lease) -> None:
+        self._doubt = self._claim_from = None
+        if self.role is not MEMBER or self._leaving:
+            self._release = new
+            return
+        self.role = CLAIMANT
+        self._held = self._stored = new
+        self._release = None
+        self._attempts = {}
+        self._deadline = pending.began + self.timings.renewal_deadline
+        self._renewed_at = self._renew_tried_at = pending.began
+        self._renew_failing_since = None
+        self._claimed_at = self._now
+        self._start_ok_since = None
+        self._challenge = self._offer = 0
+        self._beat_wanted = self._read_wanted = True
+        for peer in self.peers.values():
+            peer.vouch = -FOREVER
+            peer.dismissed = False
+        self._see(new)
+        self._say(logging.DEBUG, "claimed term %d", new.term)
+
+    # ---- starting
+
+    def _startable_at(self) -> float:
+        """From when on nobody else can be primary, as far as this node knows now."""
+        deposed = self._deposed
+        at = -FOREVER
+        lease = deposed.lease
+        if lease is not None:
+            if not self._is_free(lease):
+                at = max(deposed.seen_at, deposed.vouched_at) + lease.duration
+            if not lease.started:
+                # It hides the lease before it, whose holder nobody here can name:
+                # neither release, nor word, nor proof shortens this wait.
+                at = max(at, deposed.term_seen_at + lease.duration)
+        return max(at, self._callbacks_over_at())
+
+    def _callbacks_over_at(self) -> float:
+        """Until when a notice that callbacks still run holds back this claimant."""
+        lease = self._deposed.lease
+        duration = lease.duration if lease else self.timings.lease_duration
+        timeout = lease.stop_timeout if lease else self.timings.stop_timeout
+        at = -FOREVER
+        for peer in self.peers.values():
+            if peer.running_term <= peer.stopped_term or peer.dead_at is not None:
+                continue
+            if peer.running_term < self._term():
+                at = max(at, peer.running_at + duration)
+        return min(at, self._claimed_at + timeout)
+
+    def _consider_start(self) -> None:
+        at = self._startable_at()
+        if self._now < at:
+            self._start_ok_since = None
+            self._wake(at)
+            self._tell("it holds the lease and waits until its predecessor must be over")
+            return
+        if self._start_ok_since is None:
+            self._start_ok_since = self._now
+        if self._read_began < self._start_ok_since:
+            self._read_wanted = True  # judge all this anew on what is there now
+            return
+        self._become_primary()
+
+    def _become_primary(self) -> None:
+        assert self._held is not None
+        self.role = PRIMARY
+        self._frozen = False
+        self._renew_tried_at = -FOREVER  # `started` is made known at once
+        self._queue.append(RunCallback("start", self._held.term))
+        self._tell("it is the primary")
+        self._say(
+            logging.INFO,
+            "this node is the primary now (term %d): %s",
+            self._held.term, self._reason_of_start(),
+        )  # fmt: skip
+
+    def _reason_of_start(self) -> str:
+        lease = self._deposed.lease
+        if lease is None:
+            return "there was none before"
+        if lease.holder == self.record.incarnation:
+            return "it was the last one"
+        name = repr(self._peer(lease.holder).name)
+        if self._is_proven_dead(lease):
+            return "the process of %s is gone" % name
+        if self._is_free(lease):
+            return "%s has stopped being it" % name
+        return "the lease of %s has run out" % name
+
+    # ---- holding
+
+    def _renewal_due(self) -> bool:
+        if self._held is None or self.role is MEMBER:
+            return False
+        if self.role is STOPPING and not self._keeps_renewing():
+            return False
+        due = self._renew_tried_at + self.timings.renewal_period
+        if self._roster_changes():  # an admission or a drop does not wait so long
+            due = min(due, self._renew_tried_at + self.timings.renewal_period / 4)
+        self._wake(due)
+        return self._now >= due
+
+    def _keeps_renewing(self) -> bool:
+        """An orderly stop holds the lease while its callback runs."""
+        within = self._now < self._stopping_since + self._stop_timeout()
+        return self._orderly and within and self._now < self._deadline
+
+    def _stop_timeout(self) -> float:
+        return self.timings.stop_timeout
+
+    def _renewal(self) -> Swap:
+        assert self._held is not None
+        self._counter += 1
+        self._renew_tried_at = self._now
+        new = self._held._replace(
+            counter=self._counter,
+            started=self.role is not CLAIMANT,
+            roster=self._next_roster(),
+        )
+        if new.started:
+            timings = self.timings
+            new = new._replace(
+                duration=timings.lease_duration,
+                freeze_limit=timings.freeze_limit,
+                stop_timeout=timings.stop_timeout,
+            )
+        self._attempts[new.stamp] = (new, self._now)
+        return Swap(self._held, new)
+
+    def _roster_changes(self) -> bool:
+        held = self._held
+        if not self._roster_stale or held is None or self._renew_failing_since:
+            return False
+        self._roster_stale = self._next_roster() != held.roster
+        return self._roster_stale
+
+    def _next_roster(self) -> FrozenSet[str]:
+        assert self._held is not None
+        roster = self._held.roster or frozenset()
+        keep = {i for i in roster if not self._drops(self._peer(i), roster)}
+        recent = self._now - self.timings.hb_timeout
+        for record in self.records.values():
+            peer = self.peers[record.incarnation]
+            if peer.linked_at > recent and not self._is_lost(peer):
+                keep.add(peer.incarnation)
+        return frozenset(keep)
+
+    def _drops(self, peer: Peer, roster: FrozenSet[str]) -> bool:
+        if peer.dead_at is not None or peer.left or self._is_replaced(peer):
+            return True
+        if not self._is_lost(peer):
+            return False
+        gone = peer.missing_since
+        if gone is not None and self._now >= gone + self.timings.lease_duration:
+            return True
+        long_lost = self.timings.detection_time + 2 * self.timings.hb_interval
+        # A cut-off holder must not dismiss the very nodes that may depose it
+        return self._now - peer.heard >= long_lost and self._in_company(roster)
+
+    def _in_company(self, roster: FrozenSet[str]) -> bool:
+        heard = sum(not self._is_lost(self._peer(i)) for i in roster)
+        return (1 + heard) * 2 > len(roster) + 1
+
+    def _is_replaced(self, peer: Peer) -> bool:
+        if peer.record is None:
+            return False
+        current = self.records.get(peer.record.name)
+        return current is not None and current.seniority > peer.record.seniority
+
+    def _adopt(self, lease: Lease, began: float) -> None:
+        """An attempt of our own that began then stands in the storage."""
+        if self._held is None:
+            return
+        self._held = self._stored = lease
+        self._attempts = {}
+        # Holds although `began` may be long ago: the clock was asked first, so a
+        # success that comes too late finds no primary any more.
+        deadline = began + self.timings.renewal_deadline
+        self._deadline = max(self._deadline, deadline)
+        self._renewed_at = max(self._renewed_at, began)
+        self._renew_failing_since = None
+        if self._frozen:
+            self._frozen = False
+            self._say(logging.INFO, "thawed: the lease is renewed in the storage again")
+        self._see(lease)
+        self._beat_wanted = True
+
+    def _found(self, lease: Optional[Lease]) -> None:
+        """The storage holds this lease while we think that it is ours."""
+        assert self._held is not None
+        if lease is not None and lease.stamp == self._held.stamp:
+            return
+        if lease is not None and lease.stamp in self._attempts:
+            self._adopt(*self._attempts[lease.stamp])
+            return
+        if lease is None or lease.stamp < self._held.stamp:
+            self._lose_lease("the lease is gone from the storage")
+        else:
+            term, who = self._who(lease)
+            self._lose_lease("deposed: %s holds the lease in term %d" % (who, term))
+
+    def _late_at(self) -> float:
+        return self._renewed_at + 1.5 * self.timings.renewal_period
+
+    def _frozen_until(self) -> float:
+        """Until when the vouches of everybody who might depose us carry."""
+        assert self._held is not None
+        rosters = [self._held.roster]
+        rosters += [lease.roster for lease, _ in self._attempts.values()]
+        members: Set[str] = set()
+        for roster in rosters:
+            if not roster:
+                return -FOREVER  # empty: anybody may claim; unknown: anybody might
+            members |= roster
+        vouch = min(self._vouch_of(i) for i in members)
+        limit = self.timings.freeze_limit * (1 - CLOCK_MARGIN)
+        return min(vouch + self.timings.renewal_deadline, self._renewed_at + limit)
+
+    def _vouch_of(self, incarnation: str) -> float:
+        peer = self.peers.get(incarnation)
+        if peer is None or peer.dead_at is not None or peer.left:
+            return -FOREVER
+        if peer.flags is not None and peer.flags.lost == self._term():
+            return -FOREVER
+        return peer.vouch
+
+    def _publish(self) -> None:
+        """Sets `primacy`, and stops here if it does not hold any more."""
+        if self.role is PRIMARY and self._held is not None:
+            deadline = self._deadline
+            if self._now >= self._late_at():
+                deadline = max(deadline, self._frozen_until())
+                self._ask_for_vouches()
+            else:
+                self._wake(self._late_at())
+            self.primacy = (self._held.term, deadline)
+            self._check_lease()
+        if self.role is CLAIMANT:
+            self._check_lease()
+        if self.role is not PRIMARY:
+            self.primacy = (0, -FOREVER)
+
+    def _check_lease(self) -> None:
+        if self.role is CLAIMANT:
+            self._wake(self._deadline)
+            if self._now >= self._deadline:
+                self._lose_lease("the lease could not be renewed in time")
+        elif self.role is PRIMARY:
+            deadline = self.primacy[1]
+            self._wake(deadline)
+            # `primacy` is set at the end of each step; -inf: not once yet
+            if deadline > -FOREVER and self._now >= deadline:
+                self._lose_lease(self._reason_of_end())
+            elif self._now >= self._deadline and not self._frozen:
+                self._frozen = True
+                self._say(
+                    logging.WARNING,
+                    "frozen: the storage does not answer; this node stays primary "
+                    "while every member vouches for it, for %.0f s at most",
+                    self.timings.freeze_limit,
+                )
+
+    def _reason_of_end(self) -> str:
+        return "the lease has run out (last renewed %.1f s ago)%s" % (
+            self._now - self._renewed_at,
+            "; " + self._last_error if self._last_error else "",
+        )
+
+    def _ask_for_vouches(self) -> None:
+        assert self._held is not None
+        interval = min(self.timings.hb_interval, self.timings.renewal_deadline / 6)
+        if self._now >= self._freeze_asked_at + interval:
+            self._freeze_asked_at = self._now
+            for incarnation in sorted(self._held.roster or ()):
+                self._greet(self._peer(incarnation))
+        self._wake(self._freeze_asked_at + interval)
+
+    def _consider_handover(self) -> None:
+        """Storage fails here alone: a member that can write takes over."""
+        since = self._renew_failing_since
+        if since is None or self._held is None:
+            return
+        at = since + 2 * self.timings.check_interval
+        recent = self._now - self.timings.hb_timeout
+        for incarnation in sorted(self._held.roster or ()):
+            peer = self._peer(incarnation)
+            flags = peer.flags
+            if flags is None or flags.offer != self._held.term or not flags.candidate:
+                continue
+            if self._is_lost(peer) or peer.flags_at < recent:
+                continue
+            if self._now < at:
+                self._wake(at)
+            elif self._failed_since(peer.offer_at):
+                text = "its storage fails, and %r can write" % peer.name
+                self._begin_stop("handing over: " + text, orderly=True)
+                return
+
+    def _failed_since(self, offer_at: float) -> bool:
+        """Has one more try, begun since the offer, failed as well?"""
+        if self._renew_failed_began >= offer_at:
+            return True
+        if self._call is None:
+            return False
+        hangs_at = max(offer_at, self._call.began) + self._slow()
+        self._wake(hangs_at)
+        return self._now >= hangs_at
+
+    # ---- stopping
+
+    def _lose_lease(self, reason: str) -> None:
+        """The lease is not ours any more, or cannot be shown to be."""
+        if self.role is CLAIMANT:
+            self._abandon_claim(reason)
+        elif self.role is PRIMARY:
+            self._begin_stop(reason, orderly=False)
+        elif self.role is STOPPING:
+            self._orderly = False
+
+    def _abandon_claim(self, reason: str) -> None:
+        assert self._held is not None
+        self._say(logging.INFO, "gave up the claim of term %d: %s", self._term(), reason)
+        self._callbacks_over()
+
+    def _begin_stop(self, reason: str, orderly: bool) -> None:
+        assert self._held is not None
+        self.role = STOPPING
+        self.primacy = (0, -FOREVER)
+        self._orderly = orderly
+        self._stopping_since = self._now
+        self._frozen = False
+        self._say(
+            logging.INFO if orderly else logging.WARNING,
+            "this node is not the primary any more (term %d): %s",
+            self._held.term, reason,
+        )  # fmt: skip
+        self._tell(reason)
+        start = RunCallback("start", self._held.term)
+        if start in self._queue:  # never begun, so nothing to stop
+            self._queue.remove(start)
+            self._callbacks_over()
+        else:
+            self._queue.append(RunCallback("stop", self._held.term))
+
+    def _callbacks_over(self) -> None:
+        """Nothing of this term runs here any more: says so, and releases."""
+        held = self._held
+        assert held is not None
+        self.role = MEMBER
+        self.record = self.record._replace(
+            stopped_term=max(self.record.stopped_term, held.term),
+            running_term=0,
+        )
+        self._write_wanted = True
+        self._release = held
+        self._release_at = -FOREVER
+        self._held = None
+        self._attempts = {}
+        self._claim_from = None
+        self._challenge = 0
+        if self._exiled_until is not None:
+            self._forget_store(self._exiled_until)
+        if self._step_down:
+            self._step_down = False
+            self._barred = (self._now + self.timings.detection_time, -FOREVER)
+
+    def _check_release(self, lease: Optional[Lease]) -> None:
+        """Goes on releasing as long as the lease in the storage is that term of ours."""
+        assert self._release is not None
+        ours = lease is not None and lease.holder == self.record.incarnation
+        if lease is not None and ours and lease.term == self._release.term:
+            self._release = None if lease.released else lease
+        else:
+            self._release = None
+
+    def _releasing(self) -> Optional[Request]:
+        if self._release is None or self._held is not None:
+            return None
+        if self._now < self._release_at:
+            self._wake(self._release_at)
+            return None
+        if self._stored is not None and self._stored.stamp > self._release.stamp:
+            self._check_release(self._stored)
+            if self._release is None:
+                return None
+        self._counter += 1
+        self._release_at = self._now + self.timings.renewal_period
+        started = self._release.started
+        new = self._release._replace(counter=self._counter, released=True)
+        return Swap(self._release, new._replace(started=started))
+
+    def _released(self, new: Lease) -> None:
+        self._release = None
+        self._stored = new
+        self._see(new)
+        self._beat_wanted = True
+
+    # ---- callbacks
+
+    def _pump(self) -> None:
+        if self._callback is None and self._queue:
+            self._callback = self._queue.pop(0)
+            self._out.append(self._callback)
+
+    def _on_callback_ended(self, event: CallbackEnded) -> None:
+        self._callback = None
+        if event.error is not None:
+            self._say(
+                logging.ERROR, "the %s callback failed: %s", event.kind, event.error
+            )
+        if event.kind == "exit":
+            self._exit_called = True
+        elif event.kind == "stop":
+            self._callbacks_over()
+        elif event.skipped:
+            self._start_skipped()
+        elif event.error is not None:
+            self._start_failed()
+        else:
+            self._failures = 0
+
+    def _start_skipped(self) -> None:
+        self._queue = [c for c in self._queue if c.kind != "stop"]
+        if self.role is PRIMARY:
+            self._begin_stop("the lease ran out before the start callback", False)
+            self._queue = [c for c in self._queue if c.kind != "stop"]
+        if self.role is STOPPING:
+            self._callbacks_over()
+
+    def _start_failed(self) -> None:
+        together = min(10.0 * 2**self._failures, 300.0)
+        alone = min(1.0 * 2**self._failures, 30.0)
+        self._failures = min(self._failures + 1, 10)
+        self._barred = (self._now + together, self._now + alone)
+        if self.role is PRIMARY:
+            self._begin_stop("its start callback failed", orderly=True)
+
+    # ---- asked by the application
+
+    def _on_start_asked(self, event: StartAsked) -> None:
+        self._started_by_user = True
+        self._read_wanted = True
+
+    def _on_stop_asked(self, event: StopAsked) -> None:
+        self._leave("stop", "it was asked to stop")
+
+    def _on_step_down_asked(self, event: StepDownAsked) -> None:
+        self._step_down = True
+        if self.role is PRIMARY:
+            self._begin_stop("asked to step down", orderly=True)
+        elif self.role is CLAIMANT:
+            self._abandon_claim("asked to step down")
+        else:
+            self._step_down = False
+
+    def _on_expired(self, event: Expired) -> None:
+        if self.role is PRIMARY and self._term() == event.term:
+            self._lose_lease(self._reason_of_end())
+
+    # ---- leaving
+
+    def _exit(self, reason: str) -> None:
+        if not self._leaving:
+            self._say(logging.ERROR, "this node exits: %s", reason)
+            self._leave("exit", reason)
+
+    def _leave(self, how: str, reason: str) -> None:
+        if self._leaving:
+            return
+        self._leaving = how
+        self._tell(reason)
+        if self.role is PRIMARY:
+            self._begin_stop(reason, orderly=True)
+        elif self.role is CLAIMANT:
+            self._abandon_claim(reason)
+
+    def _finish(self) -> None:
+        """The last steps, once no callback of a term runs any more."""
+        if not self._leaving or self.role not in (JOINING, MEMBER):
+            return
+        if self._callback is not None or self._queue:
+            return
+        if self._leave_until == FOREVER:
+            self._leave_until = self._now + LEAVE_TIME
+        self._wake(self._leave_until)
+        done = self._record_removed or not self._has_record()
+        if not done and self._now < self._leave_until:
+            return
+        if self._leaving == "exit" and not self._exit_called:
+            self._queue.append(RunCallback("exit", 0))
+            self._pump()
+            return
+        if not done:
+            self._say(
+                logging.WARNING,
+                "left without removing the record: the storage does not answer; "
+                "the others remove it",
+            )
+        self.role = FINISHED
+        self.wake_at = FOREVER
+        self._out.append(Finished())
+
+    def _has_record(self) -> bool:
+        if self._record_written or self.record.join_number:
+            return True
+        return any(isinstance(c.request, Join) for c in self._calls.values())
+
+    def _leaving_request(self) -> Optional[Request]:
+        if self._record_removed or not self._has_record():
+            return None
+        if self._callback is not None or self._queue or self.role is STOPPING:
+            return None
+        return Remove(self.record.name, self.record.incarnation)
+
+    # ---- storage, one call at a time
+
+    def _slow(self) -> float:
+        """A call that takes longer counts as one that fails, until it returns."""
+        return min(self.timings.check_interval / 2, self.timings.renewal_deadline / 4)
+
+    def _watch_storage(self) -> None:
+        call = self._call
+        if call is None:
+            return
+        if self._now >= call.began + self._slow():
+            self._note_failure(call, "it does not return from a call")
+        else:
+            self._wake(call.began + self._slow())
+        give_up_at = call.began + self._patience(call)
+        if self._now < give_up_at:
+            self._wake(give_up_at)
+        elif len(self._calls) <= MAX_ABANDONED:
+            self._call = None  # and stays in _calls: its write may still land
+
+    def _patience(self, call: Pending) -> float:
+        if isinstance(call.request, Read) and self._held is not None:
+            # A read changes nothing: it must not keep a renewal waiting
+            return max(self.timings.renewal_period, 1.0)
+        return max(10.0, 2 * self.timings.lease_duration)
+
+    def _issue(self, request: Request, purpose: str = "") -> Pending:
+        self._call_count += 1
+        pending = Pending(self._call_count, request, self._now, purpose)
+        self._call = self._calls[pending.id] = pending
+        self._wake(self._now + self._slow())
+        self._out.append(Call(pending.id, request))
+        return pending
+
+    def _drive_storage(self) -> None:
+        if self._call is not None:
+            return
+        for choose, purpose in self._CHOICES:
+            request = choose(self)
+            if request is not None:
+                self._issue(request, purpose)
+                return
+
+    def _choose_joining(self) -> Optional[Request]:
+        return self._drive_joining() if self.role is JOINING else None
+
+    def _choose_renewal(self) -> Optional[Request]:
+        return self._renewal() if self._renewal_due() else None
+
+    def _choose_release(self) -> Optional[Request]:
+        return self._releasing() if self.role is MEMBER else None
+
+    def _is_paused(self) -> bool:
+        """After a failure everything but renewals waits a little."""
+        if self.role is JOINING:
+            return not self._leaving
+        self._wake(self._retry_at)
+        return self._now < self._retry_at
+
+    def _choose_prompted_read(self) -> Optional[Request]:
+        if self._is_paused() or not self._read_wanted:
+            return None
+        if self._leaving and self._release is None:
+            return None
+        return Read(True)
+
+    def _choose_leaving(self) -> Optional[Request]:
+        if not self._leaving or self._is_paused() or self._release is not None:
+            return None
+        return self._leaving_request()
+
+    def _choose_notice(self) -> Optional[Request]:
+        """Tells in the record that callbacks of a term that is over still run."""
+        if self.role is not STOPPING or self._is_paused() or self._keeps_renewing():
+            return None
+        due = self._noticed_at + self.timings.hb_interval
+        self._wake(due)
+        if self._now < due:
+            return None
+        self._noticed_at = self._now
+        self.record = self.record._replace(
+            running_term=self._term(), notice=self.record.notice + 1
+        )
+        return Write(self.record)
+
+    def _choose_write(self) -> Optional[Request]:
+        if not self._write_wanted or self._is_paused() or self._leaving:
+            return None
+        return Write(self.record)
+
+    def _choose_offer(self) -> Optional[Request]:
+        """Shows by a write that this node could take over from the holder."""
+        lease = self.lease
+        holder = self.peers.get(lease.holder) if lease is not None else None
+        flags = holder.flags if holder is not None else None
+        if lease is None or flags is None or not flags.failing:
+            self._offer = self._offer_asked = 0
+            return None
+        if self._is_paused() or not self._is_candidate() or self._offer == lease.term:
+            return None
+        self._offer_asked = lease.term
+        return Write(self.record)
+
+    def _choose_removal(self) -> Optional[Request]:
+        if self._is_paused() or self._leaving:
+            return None
+        for incarnation, name in self._removals.items():
+            return Remove(name, incarnation)
+        if self.role is not PRIMARY or self._renew_failing_since is not None:
+            return None
+        for record in self.records.values():
+            peer = self.peers[record.incarnation]
+            if self._is_lost(peer) and not peer.dismissed:
+                return Remove(record.name, record.incarnation)
+        return None
+
+    def _choose_read(self) -> Optional[Request]:
+        if self._is_paused() or self._leaving:
+            return None
+        due = self._read_began + self.timings.check_interval
+        self._wake(due)
+        return Read() if self._now >= due else None
+
+    _CHOICES: Tuple[Tuple[Callable[["Core"], Optional[Request]], str], ...] = (
+        (_choose_joining, "join"),
+        (_choose_renewal, "renew"),
+        (_choose_release, "release"),
+        (_choose_prompted_read, "read"),
+        (_choose_leaving, "leave"),
+        (_choose_notice, "notice"),
+        (_choose_offer, "offer"),
+        (_choose_write, "write"),
+        (_choose_removal, "remove"),
+        (_choose_read, "read"),
+    )
+
+    # ---- plain words
+
+    def _tell(self, why: str) -> None:
+        if why != self.why:
+            self.why, self.since = why, self._now
+
+    def _explain_member(self) -> None:
+        """Why this member is not the primary."""
+        lease = self._judged()
+        if self._leaving:
+            return
+        if not self._started_by_user:
+            self._tell("start() has not been called")
+        elif self._failing_since is not None:
+            self._tell("its storage does not work: " + self._last_error)
+        elif self._now < self._barred_until():
+            self._tell("it stepped down, or its start callback failed, not long ago")
+        elif lease is None:
+            self._tell("it is about to claim the first lease")
+        elif self._is_free(lease):
+            self._tell("the lease is free, and it is about to claim it")
+        elif not self._is_lost(self._peer(lease.holder)):
+            self._tell("%r is the primary" % self._peer(lease.holder).name)
+        else:
+            self._tell(
+                "%r is lost, but its lease may still be in force"
+                % self._peer(lease.holder).name
+            )
+
+    def explain(self) -> str:
+        """One sentence: why this node is not the primary, or that it is."""
+        return self.why
+
+    def explain_none(self) -> Optional[str]:
+        """Why nobody is the primary, as far as this node knows; None if one is."""
+        lease = self._judged()
+        if self.known_primary() is not None:
+            return None
+        if lease is None:
+            return "no lease has been claimed yet"
+        who = self._who(lease)[1]
+        if self._is_free(lease):
+            return "%s was the last one, and has stopped" % who
+        if not lease.started:
+            return "%s has claimed the lease, and waits for its predecessor" % who
+        return "%s is lost, and its lease may still be in force" % who
+
+    # ---- for the views
+
+    def members(self) -> List[NodeRecord]:
+        """Everybody with a record in the last good snapshot, this node included."""
+        joined = self.role is not JOINING and not self._record_removed
+        return list(self.records.values()) + ([self.record] if joined else [])
+
+    def known_primary(self) -> Optional[str]:
+        """The incarnation that holds the lease, unless it is known to be over."""
+        lease = self.lease
+        if lease is None or not lease.started or lease.released:
+            return None
+        if lease.holder == self.record.incarnation:
+            return lease.holder if self.role is PRIMARY else None
+        peer = self._peer(lease.holder)
+        over = peer.stopped_term >= lease.term or self._is_lost(peer)
+        return None if over else lease.holder
+
+    def active(self) -> FrozenSet[str]:
+        """The holder of the stored lease and its roster."""
+        lease = self._stored
+        if lease is None or lease.released:
+            return frozenset()
+        return frozenset({lease.holder}) | (lease.roster or frozenset())
+
+    def counts_as_lost(self, record: NodeRecord) -> bool:
+        """Whether this node has lost that member."""
+        peer = self.peers.get(record.incarnation)
+        return peer is not None and self._is_lost(peer)
+
+    def is_alive(self, record: NodeRecord) -> bool:
+        """Whether that member counts as alive in the cluster."""
+        peer = self.peers.get(record.incarnation)
+        return peer is None or self._is_alive(peer)
+
+    def storage_state(self) -> str:
+        """"ok", or what is wrong with the storage."""
+        return "ok" if self._failing_since is None else self._last_error
+
+    def record_stays(self) -> bool:
+        """True if a record of this node may still be in the storage."""
+        return self._has_record() and not self._record_removed
+
+    _HANDLERS: Dict[type, Callable[["Core", Any], None]] = {
+        Heard: _on_heard,
+        Returned: _on_returned,
+        CallbackEnded: _on_callback_ended,
+        ProvenDead: _on_proven_dead,
+        StartAsked: _on_start_asked,
+        StopAsked: _on_stop_asked,
+        StepDownAsked: _on_step_down_asked,
+        Expired: _on_expired,
+    }
+
+
+# --------------------------------------------------------------------------------
+# Proof of death (I/O edge)
+# --------------------------------------------------------------------------------
+
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the Linux kernel
+_CONTAINER_BOOT = "container "  # marks a boot id that is not the kernel's
+
+
+class _ProcessStat(NamedTuple):
+    """What /proc tells about a process; empty text and 0 if it does not."""
+
+    state: str = ""
+    threads: int = 0
+    start_time: int = 0
+
+
+def own_identity() -> ProcessIdentity:
+    """Which process this is; read anew, since a fork changes the answer."""
+    pid_namespace = _read_link("/proc/self/ns/pid")
+    return ProcessIdentity(
+        boot_id=_boot_id(),
+        machine_id=_read_id("/etc/machine-id") or _read_id("/var/lib/dbus/machine-id"),
+        pid=os.getpid(),
+        start_time=_process_stat("self").start_time,
+        pid_namespace=pid_namespace,
+        network_namespace=_read_link("/proc/self/ns/net"),
+        time_namespace=_read_link("/proc/self/ns/time"),
+        first_namespace=pid_namespace == _FIRST_PID_NAMESPACE,
+    )
+
+
+def _boot_id() -> str:
+    path = "/proc/sys/kernel/random/boot_id"
+    try:
+        genuine = os.stat(path).st_dev == os.stat("/proc/self/stat").st_dev
+    except OSError:
+        return ""
+    # LXC and systemd-nspawn bind a file of their own over it: two containers with
+    # different ids then live on one kernel, and neither proves the other dead.
+    text = _read_id(path)
+    return text if genuine or not text else _CONTAINER_BOOT + text
+
+
+def _read_id(path: str) -> str:
+    # a machine id can also be the word "uninitialized", the same on every machine
+    found = re.match(rb"[0-9a-f-]{32,36}\s*\Z", _read_bytes(path))
+    return found.group().decode().strip() if found else ""
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _read_link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except (OSError, AttributeError):  # AttributeError: a system without links
+        return ""
+
+
+def _process_stat(pid: str) -> _ProcessStat:
+    # the name, in parentheses, may itself contain blanks and parentheses
+    fields = _read_bytes("/proc/%s/stat" % pid).rpartition(b")")[2].split()
+    if len(fields) < 20:
+        return _ProcessStat()
+    return _ProcessStat(fields[0].decode(), int(fields[17]), int(fields[19]))
+
+
+def _sees_own_pids() -> bool:
+    """True if /proc shows the pids of this very namespace.
+
+    After `unshare --pid` without a mount of its own it shows those of another
+    one, where the pid of a living node can belong to somebody else.
+    """
+    return b"NSpid:\t%d\n" % os.getpid() in _read_bytes("/proc/self/status")
+
+
+def _packed_address(host: str) -> Tuple[int, bytes]:
+    """Family and bytes of a numeric address; no bytes for names and wildcards."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            packed = socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        wildcard = packed.strip(b"\0") in (b"", b"\xff\xff")  # also ::ffff:0.0.0.0
+        return family, b"" if wildcard else packed
+    return socket.AF_INET, b""
+
+
+def _is_routable(host: str) -> bool:
+    """True for a numeric address that is neither a wildcard nor loopback."""
+    family, packed = _packed_address(host)
+    if family == socket.AF_INET6 and packed.startswith(bytes(10) + b"\xff\xff"):
+        packed = packed[12:]
+    loopback = packed == bytes(15) + b"\1" or (len(packed) == 4 and packed[0] == 127)
+    return bool(packed) and not loopback
+
+
+class _Coroner:
+    """Says which processes are dead, where that can be proven; it never guesses.
+
+    Owns the pidfds of the peers on this host. An own record whose address is not
+    the one that its socket has bound (behind NAT, say) must carry no network
+    namespace and no `first_namespace`, or binding would prove what is not so.
+
+    Thread:
+        The heartbeat thread's alone; no call waits for anything but the kernel.
+    """
+
+    def __init__(
+        self, own: NodeRecord, enabled: bool = True, one_kernel: bool = False
+    ) -> None:
+        """Takes the own record, whose address the own socket has bound by now."""
+        self.one_kernel = one_kernel
+        """Set it as soon as the backend knows its `one_kernel`."""
+        self.own = own
+        self._enabled = enabled
+        self._sees_pids = _sees_own_pids()
+        self._pidfds: Dict[str, int] = {}
+
+    def is_dead(self, record: NodeRecord, bind: bool = False) -> bool:
+        """True if the record's process is proven dead; False proves nothing.
+
+        Args:
+            bind: also try whether its address is free. The address is held for
+                some microseconds then, in which nobody else can bind it.
+        """
+        if not self._may_judge(record):
+            return False
+        if record.process.boot_id != self.own.process.boot_id:
+            return self._ended_with_its_boot(record)
+        return self._process_is_gone(record.process) or self._left(record, bind)
+
+    def _may_judge(self, record: NodeRecord) -> bool:
+        known = record.process.boot_id and self.own.process.boot_id
+        other = record.incarnation != self.own.incarnation
+        return bool(self._enabled and other and known)
+
+    def _ended_with_its_boot(self, record: NodeRecord) -> bool:
+        own, theirs = self.own.process, record.process
+        if _CONTAINER_BOOT in own.boot_id + theirs.boot_id:
+            return False
+        return self.one_kernel or (
+            self.own.name == record.name
+            and self.own.address == record.address
+            and _is_routable(record.host)
+            and own.machine_id == theirs.machine_id != ""
+            and own.first_namespace
+            and theirs.first_namespace
+        )
+
+    def _left(self, record: NodeRecord, bind: bool) -> bool:
+        """True if somebody else can bind the address: the own socket, or a probe."""
+        network = record.process.network_namespace
+        if not self.own.process.network_namespace == network != "":
+            return False
+        if not _packed_address(record.host)[1]:
+            return False
+        return record.address == self.own.address or (bind and _can_bind(record))
+
+    def _same_pids(self, theirs: ProcessIdentity) -> bool:
+        own = self.own.process
+        same_time = own.time_namespace == theirs.time_namespace
+        same_pids = own.pid_namespace == theirs.pid_namespace != ""
+        return same_time and same_pids and theirs.pid > 0
+
+    def _process_is_gone(self, theirs: ProcessIdentity) -> bool:
+        if not self._same_pids(theirs):
+            return False
+        try:
+            os.kill(theirs.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass  # a process of another user: it exists, but whose pid is it now?
+        stat = self._stat(theirs)
+        recycled = 0 != theirs.start_time != stat.start_time != 0
+        # the main thread of a living process may have ended: a zombie with threads
+        return recycled or (stat.state in ("Z", "X") and stat.threads <= 1)
+
+    def _stat(self, theirs: ProcessIdentity) -> _ProcessStat:
+        return _process_stat(str(theirs.pid)) if self._sees_pids else _ProcessStat()
+
+    def watch(self, record: NodeRecord) -> Optional[int]:
+        """A file descriptor that is readable once the record's process is dead.
+
+        None where the kernel cannot tell: on another host, in this very process,
+        without pidfds, or if the process has gone already (ask `is_dead`). The
+        same record gets the same descriptor, until it is forgotten.
+        """
+        if record.incarnation not in self._pidfds and self._may_watch(record):
+            fd = self._open_pidfd(record.process)
+            if fd is not None:
+                self._pidfds[record.incarnation] = fd
+        return self._pidfds.get(record.incarnation)
+
+    def _may_watch(self, record: NodeRecord) -> bool:
+        own, theirs = self.own.process, record.process
+        return (
+            self._may_judge(record)
+            and own.boot_id == theirs.boot_id
+            and self._same_pids(theirs)
+            and theirs.pid != own.pid
+        )
+
+    def _open_pidfd(self, theirs: ProcessIdentity) -> Optional[int]:
+        try:
+            fd: int = getattr(os, "pidfd_open")(theirs.pid)
+        except (OSError, OverflowError, AttributeError):  # no such call before 3.9
+            return None
+        # Compared after opening: a pid recycled in between would be watched for it.
+        if 0 != self._stat(theirs).start_time == theirs.start_time:
+            return fd
+        os.close(fd)
+        return None
+
+    def incarnation_of(self, fd: int) -> Optional[str]:
+        """Whose process `watch` returned this descriptor for."""
+        return {fd: who for who, fd in self._pidfds.items()}.get(fd)
+
+    def forget(self, incarnation: str) -> None:
+        """Closes the descriptor of a peer; take it out of the selector first."""
+        fd = self._pidfds.pop(incarnation, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Closes all descriptors. Idempotent."""
+        for incarnation in list(self._pidfds):
+            self.forget(incarnation)
+
+
+def _can_bind(record: NodeRecord) -> bool:
+    family, _ = _packed_address(record.host)
+    if record.port <= 0:  # 0 would be any free port
+        return False
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(record.address)
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------------
+# I/O edges: clock, socket, storage worker, callback worker
+# --------------------------------------------------------------------------------
+
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+_BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
+_PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
+_EXIT_PATIENCE = 2.0  # seconds that the interpreter's exit waits for an orderly stop
+
+if _BOOTTIME is not None:
+
+    def _clock() -> float:
+        """Seconds on a clock that nobody sets, and that goes on in suspend."""
+        return time.clock_gettime(_BOOTTIME)  # type: ignore[arg-type]
+
+else:  # pragma: no cover
+    _clock = time.monotonic
+
+
+class _Socket:
+    """The UDP socket: bound to one address for as long as the node runs."""
+
+    def __init__(self, host: str, port: int) -> None:
+        family, address = _resolve(host, port)
+        self.family = family
+        self.wildcard = address[0] in ("0.0.0.0", "::")
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if family == socket.AF_INET6 and hasattr(socket, "IPV6_V6ONLY"):
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._bind(address)
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.host, self.port = self._socket.getsockname()[:2]
+
+    def _bind(self, address: Tuple[Any, ...]) -> None:
+        # Exclusive on purpose, no SO_REUSEADDR: a bound port is proof of life.
+        deadline = _clock() + _BIND_PATIENCE
+        while True:
+            try:
+                return self._socket.bind(address)
+            except OSError as error:
+                in_use = error.errno == errno.EADDRINUSE
+                if not in_use or _clock() >= deadline:
+                    text = "cannot bind UDP %s:%s: %s"
+                    raise ClusterError(text % (*address[:2], error)) from error
+            time.sleep(0.02)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes, address: Tuple[str, int]) -> None:
+        try:
+            self._socket.sendto(data, address)
+        except (OSError, ValueError):  # unreachable, full, closed: a lost datagram
+            pass
+
+    def receive(self) -> Optional[Tuple[bytes, Tuple[str, int]]]:
+        try:
+            data, address = self._socket.recvfrom(MAX_PACKET + 1)
+            return data, address[:2]
+        except OSError:
+            return None
+
+    def route_to(self, host: str) -> Optional[str]:
+        """Our address as that host would see it. No packet is sent."""
+        try:
+            with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
+                probe.connect((host, 9))
+                found: str = probe.getsockname()[0]
+                return found
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _resolve(host: str, port: int) -> Tuple[int, Tuple[Any, ...]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        raise ClusterError("host_name %r is no address: %s" % (host, error)) from error
+    return int(found[0][0]), found[0][4]
+
+
+class _StorageWorker:
+    """The maintenance thread: one storage call at a time, results into the inbox.
+
+    A call that hangs keeps its thread; the next one gets a new thread.
+    """
+
+    def __init__(
+        self,
+        backend: StorageBackend,
+        cluster_name: str,
+        post: Callable[[Event], None],
+    ) -> None:
+        self._backend = backend
+        self._cluster_name = cluster_name
+        self._post = post
+        self._busy = 0  # id of the call that the present thread works on
+        self._queue: "queue.SimpleQueue[Optional[Call]]"
+        self.thread: Optional[threading.Thread] = None
+        self.abandoned = False
+
+    def submit(self, call: Call) -> None:
+        if self.thread is None or self._busy:
+            self._new_thread()
+        self._busy = call.id
+        self._queue.put(call)
+
+    def done(self, call_id: int) -> None:
+        """The result of this call was taken from the inbox."""
+        if self._busy == call_id:
+            self._busy = 0
+
+    def _new_thread(self) -> None:
+        self.close()
+        self._queue = queue.SimpleQueue()
+        self.thread = threading.Thread(
+            target=self._run, args=(self._queue,),
+            name="cluster-maintenance", daemon=True,
+        )  # fmt: skip
+        self.thread.start()
+
+    def close(self) -> None:
+        """The present thread ends when it is back from its call."""
+        if self.thread is not None:
+            self._queue.put(None)
+
+    def _run(self, calls: "queue.SimpleQueue[Optional[Call]]") -> None:
+        while True:
+            call = calls.get()
+            if call is None:
+                return
+            try:
+                returned = Returned(call.id, self._carry_out(call.request))
+            except StorageError as error:
+                returned = Returned(call.id, error=str(error))
+            except BaseException as error:  # a faulty backend is a failing storage
+                log.exception("the storage backend failed")
+                returned = Returned(call.id, error=repr(error))
+            if self.abandoned:
+                self._take_back(call.request)
+                return
+            self._post(returned)
+
+    def _carry_out(self, request: Request) -> Any:
+        backend = self._backend
+        if isinstance(request, Open):
+            return backend.open(self._cluster_name)
+        if isinstance(request, Read):
+            return backend.read(request.fresh)
+        if isinstance(request, Join):
+            number = backend.next_join_number()
+            record = request.record._replace(join_number=number)
+            backend.write_node(record)
+            return record
+        if isinstance(request, Swap):
+            return backend.swap_lease(request.expected, request.new)
+        if isinstance(request, Write):
+            return backend.write_node(request.record)
+        if isinstance(request, Remove):
+            return backend.remove_node(request.name, request.incarnation)
+        return backend.repair(request.cluster_id)
+
+    def _take_back(self, request: Request) -> None:
+        """A join that was given up must not leave a record behind."""
+        if isinstance(request, Join):
+            record = request.record
+            try:
+                self._backend.remove_node(record.name, record.incarnation)
+            except Exception:
+                log.debug("a record stays behind", exc_info=True)
+
+
+class _CallbackWorker:
+    """The callback thread: the application's callbacks, one at a time, in order."""
+
+    def __init__(
+        self,
+        callbacks: Dict[str, Optional[Callable[[], object]]],
+        may_start: Callable[[int], bool],
+        post: Callable[[Event], None],
+    ) -> None:
+        self._callbacks = callbacks
+        self._may_start = may_start
+        self._post = post
+        self._queue: "queue.SimpleQueue[Optional[RunCallback]]" = queue.SimpleQueue()
+        self.thread = threading.Thread(
+            target=self._run, name="cluster-callbacks", daemon=True
+        )
+        self.thread.start()
+
+    def submit(self, action: RunCallback) -> None:
+        self._queue.put(action)
+
+    def close(self) -> None:
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while True:
+            action = self._queue.get()
+            if action is None:
+                return
+            self._post(self._call(action))
+
+    def _call(self, action: RunCallback) -> CallbackEnded:
+        kind, term = action
+        # Asked at the last instant: the lease may have run out in the queue
+        if kind == "start" and not self._may_start(term):
+            return CallbackEnded(kind, term, skipped=True)
+        callback = self._callbacks[kind]
+        try:
+            if callback is not None:
+                callback()
+        except BaseException as error:  # SystemExit too: it would end this thread
+            log.exception("the %s callback raised", kind)
+            return CallbackEnded(kind, term, error=repr(error))
+        return CallbackEnded(kind, term)
+
+
+class _Runtime:
+    """The heartbeat thread: owns the core, its timers and the socket.
+
+    Everything else talks to it through the inbox. `changed` guards the core: it is
+    held while a step runs, and by readers while they copy what they want.
+    """
+
+    def __init__(self, control: "ClusterControl", host: str, port: int) -> None:
+        self.changed = threading.Condition()
+        self.primacy: Tuple[int, float] = (0, -FOREVER)
+        self.fallen = 0  # a term whose end some reader has been told of
+        self.join_error: Optional[str] = None
+        self.joined = False
+        self.ended = False
+        self._control = control
+        self._inbox: Deque[Event] = collections.deque()
+        self._socket = _Socket(host, port)
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._watched: Dict[int, str] = {}
+        self._tag = ""
+        self._tag_of: Optional[str] = None
+        self._dropped: Dict[str, int] = {}
+        self._dropped_said_at = -FOREVER
+        record = self._new_record()
+        first_term = int(time.time())
+        self.core = Core(control.timings, record, _clock(), first_term)
+        self._coroner = _Coroner(record, enabled=control.same_host_proof)
+        self._polled_at = -FOREVER
+        self._abandoned = False
+        self.storage = _StorageWorker(
+            control.storage_backend, control.cluster_name, self.post
+        )
+        callbacks = {
+            "start": control.start_primary_callback,
+            "stop": control.stop_primary_callback,
+            "exit": control.exit_callback,
+        }
+        self.callbacks = _CallbackWorker(callbacks, self._may_start, self.post)
+        self.thread = threading.Thread(
+            target=self._run, name="cluster-heartbeat", daemon=True
+        )
+        self.thread.start()
+
+    def _new_record(self) -> NodeRecord:
+        control, sock = self._control, self._socket
+        identity = own_identity() if control.same_host_proof else ProcessIdentity()
+        host = control.advertise_host or self._own_address(())
+        if control.advertise_host:
+            # Others may bind what is no address of ours: that would prove nothing
+            identity = identity._replace(network_namespace="", first_namespace=False)
+        return NodeRecord(
+            control.node_name, _random_id(), host, sock.port,
+            version=control.own_version, joined_at=time.time(), process=identity,
+        )  # fmt: skip
+
+    def _own_address(self, peers: Iterable[NodeRecord]) -> str:
+        """The address to advertise: for a wildcard, the one that routes to peers."""
+        sock = self._socket
+        if not sock.wildcard:
+            return str(sock.host)
+        six = sock.family == socket.AF_INET6
+        anywhere = "2001:db8::1" if six else "192.0.2.1"  # reserved, never answers
+        for host in [record.host for record in peers] + [anywhere]:
+            found = sock.route_to(host)
+            if found and not found.startswith("127.") and found != "::1":
+                return found
+        return "::1" if six else "127.0.0.1"
+
+    # ---- from other threads
+
+    def post(self, event: Event) -> None:
+        """Hands an event to the heartbeat thread. Never blocks."""
+        self._inbox.append(event)
+        try:
+            self._waker.send(b"\0")
+        except OSError:  # full: it will wake anyway; closed: nobody is left to
+            pass
+
+    def term(self) -> int:
+        """The term that is held right now, by the caller's own clock; else 0."""
+        term, deadline = self.primacy
+        if term and term != self.fallen:
+            if _clock() < deadline:
+                return term
+            # Once told, it stays so: a later vouch must not bring the term back
+            self.fallen = term
+        return 0
+
+    def _may_start(self, term: int) -> bool:
+        return self.term() == term
+
+    def abandon(self) -> None:
+        """Gives up a node that has not joined, leaving nothing behind."""
+        self._abandoned = self.storage.abandoned = True
+        self._waker.send(b"\0")
+        self.thread.join(1.0)
+
+    # ---- the loop
+
+    def _run(self) -> None:
+        try:
+            self._step([])
+            while not self.ended and not self._abandoned:
+                self._turn()
+        except BaseException:
+            log.critical("the decision loop died; this node falls silent", exc_info=True)
+            self._emergency_stop()
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        timeout = max(0.0, min(self.core.wake_at - _clock(), 60.0))
+        events: List[Event] = []
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._socket:
+                self._receive(events)
+            elif key.fileobj is self._woken:
+                self._drain_wakes()
+            else:
+                events.append(ProvenDead(self._unwatch(key.fd)))
+        while self._inbox:
+            events.append(self._inbox.popleft())
+        self._poll_processes(events)
+        self._step(events)
+
+    def _drain_wakes(self) -> None:
+        try:
+            self._woken.recv(4096)
+        except OSError:
+            pass
+
+    def _step(self, events: List[Event]) -> None:
+        while True:
+            actions = self._think(events)
+            events = []
+            for action in actions:
+                self._carry_out(action, events)
+            if not events:
+                return
+
+    def _think(self, events: List[Event]) -> List[Action]:
+        for event in events:
+            if isinstance(event, Returned):
+                self.storage.done(event.id)
+        core = self.core
+        if self.fallen and self.fallen == core.primacy[0]:
+            events.insert(0, Expired(self.fallen))
+        with self.changed:
+            before = core.primacy[0], core.role, core.record.stopped_term
+            actions = self._guarded_step(events)
+            self.primacy = core.primacy
+            after = core.primacy[0], core.role, core.record.stopped_term
+            if before != after:
+                self.changed.notify_all()
+        if core.cluster_id is not None and core.cluster_id != self._tag_of:
+            self._tag_of = core.cluster_id
+            self._tag = _cluster_tag(self._control.cluster_name, core.cluster_id)
+        return actions
+
+    def _guarded_step(self, events: List[Event]) -> List[Action]:
+        try:
+            return self.core.step(_clock(), *events)
+        except Exception:
+            if not events or not all(isinstance(e, Heard) for e in events):
+                raise
+            # A packet that trips us must not end the node; all else would leave
+            # it in a state that nobody has thought of
+            log.exception("a heartbeat could not be handled, and is dropped")
+            return self.core.step(_clock())
+
+    def _carry_out(self, action: Action, events: List[Event]) -> None:
+        if isinstance(action, Send):
+            secret = self._control._secret
+            data = encode_heartbeat(action.heartbeat, self._tag, secret)
+            self._socket.send(data, action.address)
+        elif isinstance(action, Say):
+            log.log(action.level, "%s: %s", self._control.node_name, action.text)
+        elif isinstance(action, Call):
+            self.storage.submit(self._with_address(action))
+        elif isinstance(action, RunCallback):
+            self.callbacks.submit(action)
+        elif isinstance(action, Examine):
+            self._examine(action, events)
+        elif isinstance(action, Joined):
+            self._tell_joined(None)
+        elif isinstance(action, JoinFailed):
+            self._tell_joined(action.text)
+        elif isinstance(action, Finished):
+            self.ended = True
+
+    def _with_address(self, call: Call) -> Call:
+        """Before joining, the peers are known: advertise what routes to them."""
+        request = call.request
+        if not isinstance(request, Join) or self._control.advertise_host:
+            return call
+        host = self._own_address(self.core.records.values())
+        record = request.record._replace(host=host)
+        self._coroner.own = record
+        return Call(call.id, Join(record))
+
+    def _tell_joined(self, error: Optional[str]) -> None:
+        with self.changed:
+            self.joined, self.join_error = error is None, error
+            self.ended = self.ended or error is not None
+            self.changed.notify_all()
+        if error is not None:
+            log.error("%s: %s", self._control.node_name, error)
+
+    # ---- packets
+
+    def _receive(self, events: List[Event]) -> None:
+        for _ in range(_PACKETS_PER_TURN):
+            received = self._socket.receive()
+            if received is None:
+                return
+            data, source = received
+            if not self._tag:
+                continue
+            try:
+                heartbeat = decode_heartbeat(data, self._tag, self._control._secret)
+            except ValueError as error:
+                self._drop(str(error), source)
+            else:
+                events.append(Heard(heartbeat, source))
+
+    def _drop(self, reason: str, source: Tuple[str, int]) -> None:
+        """Counted, and reported at most once a minute."""
+        reason = reason.split(":")[0]
+        if reason in self._dropped or len(self._dropped) < 32:
+            self._dropped[reason] = self._dropped.get(reason, 0) + 1
+        if _clock() >= self._dropped_said_at + COMPLAINT_INTERVAL:
+            self._dropped_said_at = _clock()
+            counts = ["%s (%d)" % item for item in sorted(self._dropped.items())]
+            text = "%s: dropped packets, the last from %s:%d: %s"
+            log.warning(text, self._control.node_name, *source, ", ".join(counts))
+            self._dropped = {}
+
+    # ---- processes on this host
+
+    def _examine(self, action: Examine, events: List[Event]) -> None:
+        record = action.record
+        self._coroner.one_kernel = self._control.storage_backend.one_kernel
+        fd = self._coroner.watch(record)
+        if fd is not None and fd not in self._watched:
+            self._watched[fd] = record.incarnation
+            self._selector.register(fd, selectors.EVENT_READ)
+        if self._coroner.is_dead(record, action.bind):
+            events.append(ProvenDead(record.incarnation))
+
+    def _unwatch(self, fd: int) -> str:
+        incarnation = self._watched.pop(fd)
+        self._selector.unregister(fd)
+        self._coroner.forget(incarnation)
+        return incarnation
+
+    def _poll_processes(self, events: List[Event]) -> None:
+        """Where no pidfd tells, looks at the members of this host each interval."""
+        if _clock() < self._polled_at + self._control.timings.hb_interval:
+            return
+        self._polled_at = _clock()
+        watched = set(self._watched.values())
+        for record in self.core.records.values():
+            if record.incarnation in watched:
+                watched.discard(record.incarnation)
+            elif self._coroner.is_dead(record):
+                events.append(ProvenDead(record.incarnation))
+        if len(watched) > 16:  # of former members, who live on
+            for fd, incarnation in list(self._watched.items()):
+                if incarnation in watched:
+                    self._unwatch(fd)
+
+    # ---- the end
+
+    def _emergency_stop(self) -> None:
+        """The core is dead: what it owes the application is done without it."""
+        core = self.core
+        term, self.primacy = core.primacy[0], (0, -FOREVER)
+        if term or core.role in (PRIMARY, STOPPING):
+            self.callbacks.submit(RunCallback("stop", term))
+            self.callbacks.close()
+            self.callbacks.thread.join()  # the port stays bound until it returned
+
+    def _close(self) -> None:
+        with self.changed:
+            self.ended = True
+            self.primacy = (0, -FOREVER)
+            self.changed.notify_all()
+        for fd in list(self._watched):
+            self._unwatch(fd)
+        self._selector.close()
+        self._coroner.close()
+        self._socket.close()
+        self._waker.close()
+        self._woken.close()
+        self.storage.close()
+        self.callbacks.close()
+
+    def close_in_child(self) -> None:
+        """After a fork: lets go of the copies, and of nothing that is shared."""
+        self.primacy = (0, -FOREVER)
+        self.ended = True
+        # Closing an epoll's copy is harmless; *unregistering* would reach the parent
+        for resource in (self._selector, self._socket, self._waker, self._woken):
+            try:
+                resource.close()
+            except OSError:
+                pass
+        self._coroner.close()
+
+
+# --------------------------------------------------------------------------------
+# What applications see: the views
+# --------------------------------------------------------------------------------
+
+
+class ClusterNode:
+    """One member of the cluster, as this node knows it.
+
+    A copy, except for `last_hb` and the own node's `is_primary`, which are always
+    those of now.
+    """
+
+    def __init__(
+        self,
+        record: NodeRecord,
+        peer: Optional[Peer],
+        runtime: Optional[_Runtime],
+        is_primary: bool,
+        is_active: bool,
+    ) -> None:
+        self._record = record
+        self._peer = peer
+        self._runtime = runtime
+        self._is_primary = is_primary
+        self.name: str = record.name
+        """The name that it was configured with."""
+        self.id: str = record.incarnation
+        """New at each start of the node, and the same for as long as it runs."""
+        self.ip: str = record.host
+        """Address of its heartbeat socket."""
+        self.port: int = record.port
+        """Port of its heartbeat socket."""
+        self.version: Optional[str] = record.version
+        """What it gave as own_version."""
+        self.is_self: bool = peer is None
+        """True for the node that was asked."""
+        self.is_active: bool = is_active
+        """True for the primary, and for every member that it has admitted."""
+
+    def __repr__(self) -> str:
+        return "<ClusterNode %r %s:%d>" % (self.name, self.ip, self.port)
+
+    @property
+    def is_primary(self) -> bool:
+        """True for the primary. About oneself it is exact, by one's own clock;
+        about another node it may be as old as its last heartbeat."""
+        if self._runtime is not None and self.is_self:
+            return self._runtime.term() != 0
+        return self._is_primary
+
+    @property
+    def last_hb(self) -> Optional[float]:
+        """When it was last heard, in seconds on this node's own monotonic clock
+        (`time.clock_gettime(time.CLOCK_BOOTTIME)` where that exists); None if
+        never, and for the own node."""
+        if self._peer is None or not self._peer.ever:
+            return None
+        return self._peer.linked_at
+
+    @property
+    def join_timestamp(self) -> Any:
+        """When it joined, by its own wall clock: an aware UTC datetime, for people."""
+        from datetime import datetime, timezone
+
+        return datetime.fromtimestamp(self._record.joined_at, timezone.utc)
+
+
+class Cluster:
+    """The membership as this node knew it when it was asked: an immutable copy."""
+
+    def __init__(
+        self,
+        nodes: Dict[str, ClusterNode],
+        dead_nodes: List[ClusterNode],
+        version: Optional[str],
+        oldest_node: Optional[ClusterNode],
+    ) -> None:
+        self.nodes: Dict[str, ClusterNode] = nodes
+        """Every member with a record in the last good snapshot, by name."""
+        self.dead_nodes: List[ClusterNode] = dead_nodes
+        """Members that this node counts as lost."""
+        self.version: Optional[str] = version
+        """The highest version among the nodes that are alive in the cluster."""
+        self.oldest_node: Optional[ClusterNode] = oldest_node
+        """The most senior active member."""
+
+    @property
+    def primary_node(self) -> Optional[ClusterNode]:
+        """The primary, or None if there is none that this node knows of."""
+        return next((n for n in self.nodes.values() if n.is_primary), None)
+
+    @property
+    def own_node(self) -> Optional[ClusterNode]:
+        """The node that was asked; None while it is no member."""
+        return next((n for n in self.nodes.values() if n.is_self), None)
+
+
+def _build_cluster(runtime: _Runtime) -> Cluster:
+    """Called with the runtime's lock held."""
+    core = runtime.core
+    members = sorted(core.members(), key=lambda record: record.seniority)
+    holder, active = core.known_primary(), core.active()
+    nodes: Dict[str, ClusterNode] = {}
+    for record in members:
+        own = record.incarnation == core.record.incarnation
+        nodes[record.name] = ClusterNode(
+            record,
+            None if own else core.peers.get(record.incarnation),
+            runtime,
+            record.incarnation == holder,
+            record.incarnation in active,
+        )
+    dead = [nodes[record.name] for record in members if core.counts_as_lost(record)]
+    alive = [r.version for r in members if r.version and core.is_alive(r)]
+    version = max(alive, key=version_key) if alive else None
+    oldest = next((node for node in nodes.values() if node.is_active), None)
+    return Cluster(nodes, dead, version, oldest)
+
+
+# --------------------------------------------------------------------------------
+# What applications use: the control
+# --------------------------------------------------------------------------------
+
+_controls: "weakref.WeakSet[ClusterControl]" = weakref.WeakSet()
+
+
+def _seconds(name: str, value: Any, zero: bool = False) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (not zero and not value):
+        rule = "0 or more" if zero else "above 0"
+        raise ValueError("%s must be %s seconds, not %r" % (name, rule, value))
+    return float(value)
+
+
+def _make_timings(
+    hb_interval: Any,
+    hb_timeout: Any,
+    hb_missed_count: Any,
+    check_interval: Any,
+    lease_duration: Any,
+    freeze_limit: Any,
+    stop_timeout: Any,
+) -> Timings:
+    """Checks the inequalities between the settings, one clear error each."""
+    if type(hb_missed_count) is not int or hb_missed_count < 1:
+        text = "hb_missed_count must be an int of 1 or more, not %r"
+        raise ValueError(text % (hb_missed_count,))
+    timings = Timings(
+        _seconds("hb_interval", hb_interval),
+        _seconds("hb_timeout", hb_timeout),
+        hb_missed_count,
+        _seconds("check_interval", check_interval),
+        freeze_limit=_seconds("freeze_limit", freeze_limit, zero=True),
+        stop_timeout=_seconds("stop_timeout", stop_timeout, zero=True),
+    )
+    interval, timeout = timings.hb_interval, timings.hb_timeout
+    if timeout <= interval:
+        text = "hb_timeout (%g s) must be longer than hb_interval (%g s)"
+        raise ValueError(text % (timeout, interval))
+    if timeout < 2 * interval:
+        log.warning(
+            "hb_timeout (%g s) is shorter than two hb_interval (%g s): one lost "
+            "packet makes a node silent",
+            timeout, interval,
+        )  # fmt: skip
+    return timings._replace(lease_duration=_check_lease(timings, lease_duration))
+
+
+def _check_lease(timings: Timings, lease_duration: Any) -> float:
+    longest = timings.detection_time
+    if lease_duration is None:
+        return min(max(timings.hb_timeout, MIN_LEASE), longest)
+    duration = _seconds("lease_duration", lease_duration)
+    if not MIN_LEASE <= duration <= longest:
+        text = (
+            "lease_duration (%g s) must be between %g s and the detection time "
+            "hb_timeout + (hb_missed_count - 1) * check_interval (%g s)"
+        )
+        raise ValueError(text % (duration, MIN_LEASE, longest))
+    return duration
+
+
+def _check_name(what: str, name: Any) -> str:
+    if not _is_name(name):
+        text = "%s must be a text of 1 to %d bytes in UTF-8, not %.80r"
+        raise ValueError(text % (what, MAX_NAME, name))
+    return str(name)
+
+
+def _default_node_name() -> str:
+    host = socket.gethostname()[:100] or "node"
+    return "%s-%d-%s" % (host, os.getpid(), _random_id()[:4])
+
+
+class ClusterControl:
+    """One node of a cluster: makes this process aware of its other instances.
+
+    Create it, `start()` it, and ask `is_primary`, or let the callbacks tell. As a
+    context manager it joins and starts, and on the way out stops and leaves.
+
+    Detection time: a node is lost `hb_timeout + (hb_missed_count - 1) *
+    check_interval` seconds after its last heartbeat.
+
+    Args:
+        cluster_name: nodes with the same name and storage form one cluster.
+        host_name: the address to bind, IPv4 or IPv6; "0.0.0.0" (the default) or
+            "::" binds all, and advertises the one that routes to the peers.
+        node_name: unique in the cluster. Default: a new unique one.
+        hb_port: UDP port; 0 (the default) takes any free one.
+        hb_interval: seconds between two heartbeats. Shorter finds the dead
+            sooner, and costs one packet per peer each.
+        hb_timeout: seconds without a heartbeat until a node is silent, its first
+            miss. Longer survives more packet loss, and fails over later.
+        check_interval: seconds between two looks at the storage, and per
+            further miss.
+        start_primary_callback: called when this node has become the primary.
+        stop_primary_callback: called when it is the primary no more, once for each
+            start callback that began, also for one that raised. It should return
+            within the stop budget, about a third of lease_duration; a longer one
+            delays the successor.
+        exit_callback: called when this node was told to exit: a newer version is
+            alive in the cluster, or another process took over its name.
+        hb_missed_count: misses until a silent node is lost.
+        own_version: nodes leave and exit when one with a higher version is alive.
+            None takes no part.
+        storage_backend: where the cluster is kept, such as a
+            `SharedFsStorageBackend`; one object for each control.
+        lease_duration: seconds for which the primary holds the cluster without
+            renewing, from 0.3 to the detection time; default hb_timeout.
+            Shorter fails over sooner in a partition, and asks more of the storage.
+        freeze_limit: seconds for which the primary may go on while the storage is
+            gone and every active member still vouches for it; 0 stops it at once.
+        stop_timeout: seconds for which running callbacks delay a successor.
+        same_host_proof: whether the death of a process on the same host is taken
+            from the kernel, without waiting for the timeouts.
+        secret: text or bytes that all nodes share; then only packets that are
+            authenticated by it are believed.
+        advertise_host: the address to tell the peers, behind NAT.
+
+    Raises:
+        ValueError: a setting that cannot work; names the values and the rule.
+
+    Thread:
+        All methods may be called from any thread. Callbacks are called on one
+        thread of their own, one at a time, without arguments; what they raise is
+        logged. They may call everything but `join` and `leave_cluster`.
+
+    Not guaranteed:
+        A process that is kept from running (stopped, suspended, starved) past
+        its lease finds `is_primary` False when it goes on, but what it was in the
+        middle of goes on too. Hand `term` to whatever must refuse a former primary.
+    """
+
+    def __init__(
+        self,
+        cluster_name: str,
+        host_name: Optional[str] = None,
+        node_name: Optional[str] = None,
+        hb_port: int = 0,
+        hb_interval: float = 1,
+        hb_timeout: float = 5,
+        check_interval: float = 2,
+        start_primary_callback: Optional[Callable[[], object]] = None,
+        stop_primary_callback: Optional[Callable[[], object]] = None,
+        exit_callback: Optional[Callable[[], object]] = None,
+        hb_missed_count: int = 5,
+        own_version: Optional[str] = None,
+        storage_backend: Optional[StorageBackend] = None,
+        *,
+        lease_duration: Optional[float] = None,
+        freeze_limit: float = 300,
+        stop_timeout: float = 60,
+        same_host_proof: bool = True,
+        secret: Union[str, bytes, None] = None,
+        advertise_host: Optional[str] = None,
+    ) -> None:
+        self.cluster_name = _check_name("cluster_name", cluster_name)
+        self.node_name = _check_name("node_name", node_name or _default_node_name())
+        self.host_name = host_name or "0.0.0.0"
+        if not _is_int(hb_port, 0, 65535):
+            raise ValueError("hb_port must be 0 to 65535, not %r" % (hb_port,))
+        self.hb_port = hb_port
+        self.timings = _make_timings(
+            hb_interval, hb_timeout, hb_missed_count, check_interval,
+            lease_duration, freeze_limit, stop_timeout,
+        )  # fmt: skip
+        if not isinstance(storage_backend, StorageBackend):
+            text = "storage_backend must be a StorageBackend, such as %s, not %r"
+            raise ValueError(
+                text % ("SharedFsStorageBackend('/shared/folder')", storage_backend)
+            )
+        self.storage_backend: StorageBackend = storage_backend
+        for callback in (start_primary_callback, stop_primary_callback, exit_callback):
+            if callback is not None and not callable(callback):
+                raise ValueError("a callback must be callable, not %r" % (callback,))
+        if own_version is not None and not isinstance(own_version, str):
+            raise ValueError("own_version must be a text, not %r" % (own_version,))
+        self.start_primary_callback = start_primary_callback
+        self.stop_primary_callback = stop_primary_callback
+        self.exit_callback = exit_callback
+        self.own_version = own_version
+        self.same_host_proof = bool(same_host_proof)
+        self.advertise_host = advertise_host
+        self._secret = secret.encode() if isinstance(secret, str) else secret or b""
+        self._runtime: Optional[_Runtime] = None
+        self._started = self._stopped = self._forked = False
+        self._guard = threading.Lock()
+        _controls.add(self)
+
+    def __repr__(self) -> str:
+        return "<ClusterControl %r of %r>" % (self.node_name, self.cluster_name)
+
+    def __enter__(self) -> "ClusterControl":
+        join_cluster(self)
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+        self.join()
+        leave_cluster(self)
+
+    # ---- running
+
+    def start(self) -> None:
+        """Makes this node a candidate: from now on it may become the primary.
+
+        Joins in the background if `join_cluster` was not called, as soon as the
+        storage answers. Returns at once. A second call does nothing.
+
+        Raises:
+            RuntimeError: the control was stopped; make a new one.
+            ClusterError: the port cannot be bound; nothing was started.
+        """
+        self._refuse_fork()
+        if self._stopped:
+            raise RuntimeError("a stopped control cannot be started; make a new one")
+        runtime = self._launch()
+        if not self._started:
+            self._started = True
+            runtime.post(StartAsked())
+            timings = self.timings
+            log.info(
+                "%s: starts in cluster %r; a node is lost after %.1f s, the stop "
+                "callback should return within %.1f s",
+                self.node_name, self.cluster_name,
+                timings.detection_time, timings.stop_budget,
+            )  # fmt: skip
+
+    def _launch(self) -> _Runtime:
+        with self._guard:
+            if self._runtime is None:
+                self._runtime = _Runtime(self, self.host_name, self.hb_port)
+            return self._runtime
+
+    def _refuse_fork(self) -> None:
+        if self._forked:
+            raise RuntimeError(
+                "this control belongs to the parent process; make a new one after fork"
+            )
+
+    def stop(self) -> None:
+        """Asks the node to stop: stop callback if primary, release, leave, end.
+
+        Returns at once; `join` waits. May be called in a callback, more than once,
+        and on a control that does not run.
+        """
+        runtime = self._runtime
+        if runtime is not None and not self._forked:
+            self._stopped = True
+            runtime.post(StopAsked())
+
+    def join(self, timeout: Optional[float] = None) -> None:
+        """Waits until the node has stopped: threads gone, port free.
+
+        Storage that hangs delays it by a few seconds only. A stop callback that
+        does not return does delay it.
+
+        Raises:
+            RuntimeError: called in a callback, which would wait for itself.
+        """
+        self._refuse_callback("join()")
+        runtime = self._runtime
+        if runtime is None or self._forked:
+            return
+        deadline = FOREVER if timeout is None else _clock() + timeout
+        for thread in (runtime.thread, runtime.callbacks.thread):
+            thread.join(None if timeout is None else max(0.0, deadline - _clock()))
+        if runtime.storage.thread is not None and runtime.ended:
+            # It may hang in a call for ever, and is a daemon
+            runtime.storage.thread.join(max(0.0, min(1.0, deadline - _clock())))
+
+    def _refuse_callback(self, what: str) -> None:
+        runtime = self._runtime
+        if runtime and threading.current_thread() is runtime.callbacks.thread:
+            raise RuntimeError("%s in a callback would wait for itself" % what)
+
+    def is_alive(self) -> bool:
+        """True from start() (or join_cluster) until the node has stopped."""
+        runtime = self._runtime
+        return runtime is not None and not self._forked and runtime.thread.is_alive()
+
+    # ---- primacy
+
+    @property
+    def is_primary(self) -> bool:
+        """True while this node is the primary.
+
+        Exact, by the caller's own clock: False from the instant at which the lease
+        has run out, whether or not any thread has noticed, and never True again in
+        that term. False in a forked child.
+        """
+        runtime = self._runtime
+        return runtime is not None and runtime.term() != 0
+
+    @property
+    def term(self) -> int:
+        """The fencing token: higher for each primary than for any before; 0 while
+        this node is not the primary. Hand it to what you protect."""
+        runtime = self._runtime
+        return runtime.term() if runtime is not None else 0
+
+    def wait_for_primary(self, timeout: Optional[float] = None) -> bool:
+        """Waits until *this* node is the primary.
+
+        Returns:
+            True if it is; False after `timeout` seconds, or if the node has ended.
+        """
+        runtime = self._runtime
+        if runtime is None or self._forked:
+            return False
+        with runtime.changed:
+            runtime.changed.wait_for(
+                lambda: runtime.ended or runtime.term() != 0, timeout
+            )
+        return runtime.term() != 0
+
+    def step_down(self) -> bool:
+        """Hands over: stops being the primary, and stays a member.
+
+        Returns after the stop callback (in a callback: at once). This node is no
+        candidate for the detection time then, unless it is alone.
+
+        Returns:
+            False if this node is not the primary, and nothing was done.
+        """
+        runtime, term = self._runtime, self.term
+        if runtime is None or not term:
+            return False
+        runtime.post(StepDownAsked())
+        if threading.current_thread() is not runtime.callbacks.thread:
+            with runtime.changed:
+                runtime.changed.wait_for(
+                    lambda: runtime.ended or runtime.core.record.stopped_term >= term
+                )
+        return True
+
+    # ---- views
+
+    @property
+    def cluster(self) -> Cluster:
+        """The members as this node knows them now: a copy."""
+        runtime = self._runtime
+        if runtime is None or self._forked:
+            return Cluster({}, [], None, None)
+        with runtime.changed:
+            return _build_cluster(runtime)
+
+    @property
+    def cluster_version(self) -> Optional[str]:
+        """The highest version among the nodes that are alive in the cluster."""
+        return self.cluster.version
+
+    def status(self) -> Dict[str, Any]:
+        """What this node knows, for people and monitoring; can be made JSON.
+
+        Returns:
+            A dict with these keys: `cluster`, `node`, `address`, `version`;
+            `alive` (do the threads run), `role` (joining, member, claimant,
+            primary, stopping, finished), `is_primary`, `term` (0 when not
+            primary), `lease_left` (seconds), `primary` (a name or None), `why`
+            (plain words: why this node is not primary, or that it is), `why_none`
+            (why nobody is, as far as this node knows, or None), `since` (for how
+            many seconds), `storage` ("ok" or what is wrong), and `members`: a list
+            of dicts with `name`, `address`, `version`, `primary`, `active`,
+            `lost`, `silence` (seconds since it was heard, or None).
+        """
+        runtime = self._runtime
+        status: Dict[str, Any] = {
+            "cluster": self.cluster_name, "node": self.node_name,
+            "version": self.own_version, "alive": self.is_alive(),
+            "is_primary": self.is_primary, "term": self.term,
+        }  # fmt: skip
+        if runtime is None or self._forked:
+            why = "it belongs to the parent process" if self._forked else "not started"
+            return dict(
+                status, address=None, role="stopped", lease_left=0.0, primary=None,
+                why=why, why_none=None, since=0.0, storage="unknown", members=[],
+            )  # fmt: skip
+        with runtime.changed:
+            now = _clock()
+            cluster = _build_cluster(runtime)
+            core = runtime.core
+            lost = set(node.id for node in cluster.dead_nodes)
+            primary = cluster.primary_node
+            return dict(
+                status,
+                address="%s:%d" % core.record.address,
+                role=core.role,
+                lease_left=max(0.0, core.primacy[1] - now) if core.primacy[0] else 0.0,
+                primary=primary.name if primary else None,
+                why=core.explain(),
+                why_none=core.explain_none(),
+                since=max(0.0, now - core.since),
+                storage=core.storage_state(),
+                members=[_member_status(n, n.id in lost, now) for n in
+                         cluster.nodes.values()],
+            )  # fmt: skip
+
+    # ---- after a fork
+
+    def _after_fork_in_child(self) -> None:
+        self._forked = True
+        self._guard = threading.Lock()
+        if self._runtime is not None:
+            self._runtime.close_in_child()
+
+
+def _member_status(node: ClusterNode, lost: bool, now: float) -> Dict[str, Any]:
+    heard = node.last_hb
+    return {
+        "name": node.name, "address": "%s:%d" % (node.ip, node.port),
+        "version": node.version, "primary": node.is_primary,
+        "active": node.is_active, "lost": lost,
+        "silence": None if heard is None else max(0.0, now - heard),
+    }  # fmt: skip
+
+
+def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
+    """Makes the node a member: its record is in the storage when this returns.
+
+    It is no candidate before `ctrl.start()`. Does nothing if it is a member already.
+
+    Args:
+        ctrl: the control of the node.
+        timeout: seconds; never blocks much longer.
+
+    Raises:
+        DuplicateNodeError: a living process has this node name.
+        StorageError: the storage did not answer in time. Nothing is left behind,
+            and a retry is safe. After start() the node goes on trying by itself.
+        ClusterError: the port cannot be bound.
+        RuntimeError: the control was stopped.
+    """
+    ctrl._refuse_fork()
+    if ctrl._stopped:
+        raise RuntimeError("a stopped control cannot join; make a new one")
+    deadline = _clock() + timeout
+    runtime = ctrl._launch()
+    with runtime.changed:
+        runtime.changed.wait_for(
+            lambda: runtime.joined or runtime.ended,
+            max(0.0, deadline - _clock()),
+        )
+        joined, error = runtime.joined, runtime.join_error
+        reason = runtime.core.storage_state()
+    if joined:
+        return
+    if error is None and ctrl._started:
+        raise StorageError(_join_failure(ctrl, timeout, reason, "it goes on trying"))
+    runtime.abandon()
+    ctrl._runtime = None
+    if error is not None:
+        raise DuplicateNodeError(error)
+    raise StorageError(_join_failure(ctrl, timeout, reason, "try again"))
+
+
+def _join_failure(ctrl: ClusterControl, timeout: float, why: str, fix: str) -> str:
+    return "node %r could not join within %g s: %r: %s; check that storage, and %s" % (
+        ctrl.node_name, timeout, ctrl.storage_backend,
+        "it does not answer" if why == "ok" else why, fix,
+    )  # fmt: skip
+
+
+def leave_cluster(ctrl: ClusterControl, timeout: float = 5) -> None:
+    """Stops the node if it still runs, and sees to it that its record is removed.
+
+    Logs and returns if the storage does not answer: the others remove the record.
+    Does nothing for a node that is no member.
+
+    Args:
+        ctrl: the control of the node.
+        timeout: seconds; never blocks much longer.
+
+    Raises:
+        RuntimeError: called in a callback, which would wait for itself.
+    """
+    ctrl._refuse_callback("leave_cluster()")
+    runtime = ctrl._runtime
+    if runtime is None or ctrl._forked:
+        return
+    deadline = _clock() + timeout
+    ctrl.stop()
+    ctrl.join(timeout)
+    if runtime.thread.is_alive():
+        log.warning("%s: has not stopped within %g s", ctrl.node_name, timeout)
+    elif runtime.core.record_stays():
+        _remove_record(ctrl, runtime.core.record, max(0.1, deadline - _clock()))
+
+
+def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> None:
+    removed = []
+
+    def remove() -> None:
+        try:
+            ctrl.storage_backend.remove_node(record.name, record.incarnation)
+            removed.append(True)
+        except Exception as error:
+            log.debug("%s: %s", ctrl.node_name, error)
+
+    thread = threading.Thread(target=remove, name="cluster-leave", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not removed:
+        log.warning("%s: its record stays behind; the others remove it", ctrl.node_name)
+
+
+# --------------------------------------------------------------------------------
+# Process-wide: fork and interpreter exit
+# --------------------------------------------------------------------------------
+
+
+def _after_fork_in_child() -> None:
+    for control in list(_controls):
+        control._after_fork_in_child()
+
+
+def _stop_at_exit() -> None:
+    """Stops what a program forgot to stop; not for long, and without any promise."""
+    running = [control for control in list(_controls) if control.is_alive()]
+    for control in running:
+        control.stop()
+    deadline = _clock() + _EXIT_PATIENCE
+    for control in running:
+        control.join(max(0.0, deadline - _clock()))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_stop_at_exit)
