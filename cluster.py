@@ -1618,6 +1618,7 @@ class Core:
         self._flags_sent: Tuple[object, ...] = ()
         self._sweep_at = -FOREVER
         # What people are told
+        self._announced: Optional[str] = None
         self.why = "it is joining"
         self.since = now
 
@@ -1645,7 +1646,8 @@ class Core:
         return self._out
 
     def _wake(self, at: float) -> None:
-        if at < self.wake_at:
+        # What is due by now was looked at in this step, or waits for an event
+        if self._now < at < self.wake_at:
             self.wake_at = at
 
     def _say(self, level: int, text: str, *args: object) -> None:
@@ -1667,6 +1669,7 @@ class Core:
             self._sweep()
             self._settle()
             self._publish()
+            self._announce()
         self._pump()
         self._drive_storage()
         if self.role is not JOINING:
@@ -1886,6 +1889,8 @@ class Core:
     def _forget_store(self, until: float) -> None:
         self.role = JOINING
         self._exiled_until = until
+        if self.lease is not None:  # terms rise across stores as well
+            self.first_term = max(self.first_term, self.lease.term + 1)
         self.record = self.record._replace(join_number=0)
         self.cluster_id = self._nodes = self._probe = None
         self.lease = self._stored = self._release = self._rolled_back_at = None
@@ -3188,6 +3193,18 @@ class Core:
                 % self._peer(lease.holder).name
             )
 
+    def _announce(self) -> None:
+        """One sentence whenever another node, or nobody, is the primary now."""
+        primary = self.known_primary()
+        if primary == self._announced:
+            return
+        self._announced = primary
+        if primary is None:
+            self._say(logging.INFO, "there is no primary: %s", self.explain_none())
+        elif primary != self.record.incarnation and self.lease is not None:
+            name, term = self._peer(primary).name, self.lease.term
+            self._say(logging.INFO, "node %r is the primary (term %d)", name, term)
+
     def explain(self) -> str:
         """One sentence: why this node is not the primary, or that it is."""
         return self.why
@@ -3812,6 +3829,9 @@ class _Runtime:
     def post(self, event: Event) -> None:
         """Hands an event to the heartbeat thread. Never blocks."""
         self._inbox.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
         try:
             self._waker.send(b"\0")
         except OSError:  # full: it will wake anyway; closed: nobody is left to
@@ -3833,7 +3853,7 @@ class _Runtime:
     def abandon(self) -> None:
         """Gives up a node that has not joined, leaving nothing behind."""
         self._abandoned = self.storage.abandoned = True
-        self._waker.send(b"\0")
+        self._wake()
         self.thread.join(1.0)
 
     # ---- the loop
@@ -3899,15 +3919,20 @@ class _Runtime:
         return actions
 
     def _guarded_step(self, events: List[Event]) -> List[Action]:
+        heard = [event for event in events if isinstance(event, Heard)]
+        others = [event for event in events if not isinstance(event, Heard)]
+        actions: List[Action] = []
+        if others or not heard:
+            actions += self.core.step(_clock(), *others)
         try:
-            return self.core.step(_clock(), *events)
+            if heard:
+                actions += self.core.step(_clock(), *heard)
         except Exception:
-            if not events or not all(isinstance(e, Heard) for e in events):
-                raise
             # A packet that trips us must not end the node; all else would leave
             # it in a state that nobody has thought of
             log.exception("a heartbeat could not be handled, and is dropped")
-            return self.core.step(_clock())
+            actions += self.core.step(_clock())
+        return actions
 
     def _carry_out(self, action: Action, events: List[Event]) -> None:
         if isinstance(action, Send):
@@ -4472,7 +4497,7 @@ class ClusterControl:
         return runtime.term() if runtime is not None else 0
 
     def wait_for_primary(self, timeout: Optional[float] = None) -> bool:
-        """Waits until *this* node is the primary.
+        """Waits until *this* node is the primary; its start callback follows at once.
 
         Returns:
             True if it is; False after `timeout` seconds, or if the node has ended.
@@ -4620,7 +4645,7 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
     if error is None and ctrl._started:
         raise StorageError(_join_failure(ctrl, timeout, reason, "it goes on trying"))
     runtime.abandon()
-    ctrl._runtime = None
+    ctrl._runtime, ctrl._started = None, False  # so that a retry starts anew
     if error is not None:
         raise DuplicateNodeError(error)
     raise StorageError(_join_failure(ctrl, timeout, reason, "try again"))

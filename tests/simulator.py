@@ -149,7 +149,7 @@ SETTINGS = ((1, 3, 2, 1), (1, 3, 2, 1), (1, 5, 5, 2), (5, 10, 2, 2), (10, 15, 5,
 # What a run concentrates on, and how often
 FAMILIES = {
     "mixed": 5.0, "oneway": 3.0, "storage": 3.0, "churn": 3.0, "pauses": 2.0,
-    "callbacks": 2.0, "wipes": 1.0,
+    "callbacks": 2.0, "wipes": 0.8, "replaced": 0.2,
 }  # fmt: skip
 
 
@@ -287,7 +287,7 @@ class Store:
         self.nodes: Dict[Tuple[str, ...], NodeRecord] = {}
         self.hidden_roster: Optional[Lease] = None  # its side file cannot be read
         self.copies: List[Tuple[float, Optional[Lease], Dict[Any, NodeRecord]]] = []
-        self.keeps_copies = world.plan.family in ("directed", "wipes")
+        self.keeps_copies = world.plan.family in ("directed", "wipes", "replaced")
         self._ids = 0
         self._join_number = 0
         self._snapshot: Optional[Snapshot] = None
@@ -437,7 +437,8 @@ class Mount:
     def _spiked(self, delay: float) -> float:
         dice, spikes = self.world.dice, self.world.plan.spikes
         if dice.chance(spikes):
-            return delay + dice.between(0, 3 if dice.chance(0.85) else 40)
+            delay += dice.between(0, 3 if dice.chance(0.85) else 40)
+            self.bad_until = max(self.bad_until, self.world.now + delay)
         return delay
 
     def _fail(self, process: "Process", call_id: int, request: Any) -> None:
@@ -1466,9 +1467,11 @@ WEIGHTS: Dict[str, Dict[str, float]] = {
     ),  # fmt: skip
     # The packets stay whole: a store that lies is a fault of its own
     "wipes": dict(
-        wipe=1, wipe_lease=1, wipe_nodes=1, roll_back=1.5, replace=0.3, step_down=0.5,
+        wipe=1, wipe_lease=1, wipe_nodes=1, roll_back=1.5, step_down=0.5,
         hidden_roster=1,
     ),  # fmt: skip
+    # Whoever finds a new store has forgotten the old: not mixed with anything
+    "replaced": dict(replace=1),
 }
 
 
@@ -1492,9 +1495,12 @@ class Nemesis:
                 or "storage" not in fault and not any(u in fault for u in udp)
             }  # fmt: skip
         self.newcomers = 0
+        self._replaced_at = -cluster.FOREVER
         self._names = list(world.plan.names)
         for name in self._names:
             late = self.dice.between(0, 60) if self.dice.chance(0.2) else 0
+            if world.plan.family in ("wipes", "replaced"):
+                late = 0  # who has seen no lease is entitled to take none for none
             world.at(late or self.dice.between(0, 5), self._boot_if_absent, name)
         world.at(self.dice.between(5, 15), self._strike)
 
@@ -1594,8 +1600,13 @@ class Nemesis:
         self.wipe("nodes")
 
     def replace(self) -> None:
-        self.world.note("", "STORE REPLACED")
-        self.world.store.replace()
+        """Not again before everybody is in the new store."""
+        world = self.world
+        wait = max(t.lease_duration + t.freeze_limit for t in world.plan.all_timings())
+        if world.now > self._replaced_at + 1.5 * wait + 30:
+            self._replaced_at = world.now
+            world.note("", "STORE REPLACED")
+            world.store.replace()
 
     def roll_back(self) -> None:
         seconds = self.dice.pick((0.5, 2, 10, 30))

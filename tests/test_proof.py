@@ -317,7 +317,7 @@ def test_no_proof_is_taken_when_it_is_switched_off(peer):
 
 
 def test_the_own_record_is_never_proven_dead(coroner):
-    own = coroner._own
+    own = record(own_identity(), ME, "me", port=2)
     assert not coroner.is_dead(own, bind=True)
     assert not coroner.is_dead(changed(own, pid=2**22 + 1), bind=True)
 

@@ -1,0 +1,734 @@
+"""The control on real threads, real sockets on loopback and a real folder."""
+
+import inspect
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+
+import cluster
+from cluster import ClusterControl, SharedFsStorageBackend, join_cluster, leave_cluster
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FAST = dict(hb_interval=0.1, hb_timeout=0.6, check_interval=0.2, hb_missed_count=2)
+
+
+def until(condition, seconds=10.0):
+    """Waits until the condition holds; fails after a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain for: %s" % (
+            inspect.getsource(condition).strip()
+        )
+        time.sleep(0.005)
+    return True
+
+
+class Storage(SharedFsStorageBackend):
+    """A folder that answers, raises, or hangs until it is let go."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.mode = "ok"
+        self.let_go = threading.Event()
+
+    def _obey(self):
+        if self.mode == "raise":
+            raise cluster.StorageError("the test says no")
+        if self.mode == "hang":
+            self.let_go.wait(60)
+            raise cluster.StorageError("it hung")
+
+
+def _obeying(name):
+    def method(self, *args, **keywords):
+        self._obey()
+        return getattr(SharedFsStorageBackend, name)(self, *args, **keywords)
+
+    return method
+
+
+for _name in (
+    "open", "read", "next_join_number", "write_node", "remove_node", "swap_lease",
+    "repair",
+):  # fmt: skip
+    setattr(Storage, _name, _obeying(_name))
+
+
+class Lab:
+    """Makes nodes in one folder, remembers their callbacks, stops them at the end."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.controls = []
+        self.storages = []
+        self.calls = []
+
+    def storage(self):
+        self.storages.append(Storage(self.path))
+        return self.storages[-1]
+
+    def note(self, name, kind):
+        return lambda: self.calls.append((name, kind))
+
+    def node(self, name, **settings):
+        keywords = dict(FAST, host_name="127.0.0.1", storage_backend=self.storage())
+        for kind in ("start", "stop"):
+            keywords[kind + "_primary_callback"] = self.note(name, kind)
+        keywords["exit_callback"] = self.note(name, "exit")
+        keywords.update(settings)
+        control = ClusterControl("lab", node_name=name, **keywords)
+        self.controls.append(control)
+        return control
+
+    def started(self, *names, **settings):
+        controls = [self.node(name, **settings) for name in names]
+        for control in controls:
+            control.start()
+        until(lambda: any(control.is_primary for control in controls))
+        for control in controls:
+            until(lambda: len(control.cluster.nodes) == len(controls))
+        return controls
+
+    def count(self, kind, name=None):
+        return sum(k == kind and name in (None, n) for n, k in list(self.calls))
+
+    def records(self):
+        folder = os.path.join(self.path, "cluster-lab", "nodes")
+        return os.listdir(folder) if os.path.isdir(folder) else []
+
+    def close(self):
+        for storage in self.storages:
+            storage.mode = "ok"
+            storage.let_go.set()
+        for control in self.controls:
+            control.stop()
+        for control in self.controls:
+            control.join(10)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+def free_port(kind=socket.AF_INET, host="127.0.0.1"):
+    with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def can_bind(port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def our_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("cluster-")]
+
+
+def run_python(code, *options, path=ROOT, **keywords):
+    environment = dict(os.environ, PYTHONPATH=str(path))
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable] + list(options) + ["-c", code]
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        timeout=60, universal_newlines=True, **keywords
+    )  # fmt: skip
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(hb_interval=5, hb_timeout=5), ["hb_timeout (5 s)", "hb_interval (5 s)"]),
+        (dict(hb_interval=0), ["hb_interval", "0"]),
+        (dict(hb_timeout=float("nan")), ["hb_timeout", "nan"]),
+        (dict(check_interval=float("inf")), ["check_interval", "inf"]),
+        (dict(check_interval="2"), ["check_interval", "'2'"]),
+        (dict(hb_missed_count=0), ["hb_missed_count", "0"]),
+        (dict(hb_missed_count=2.0), ["hb_missed_count", "2.0"]),
+        (dict(hb_missed_count=True), ["hb_missed_count", "True"]),
+        (dict(lease_duration=100), ["lease_duration (100 s)", "13 s"]),
+        (dict(lease_duration=0.1), ["lease_duration (0.1 s)", "0.3 s"]),
+        (dict(freeze_limit=-1), ["freeze_limit", "-1"]),
+        (dict(stop_timeout=-1), ["stop_timeout", "-1"]),
+        (dict(hb_port=65536), ["hb_port", "65536"]),
+        (dict(node_name="x" * 201), ["node_name", "200"]),
+        (dict(cluster_name=""), ["cluster_name", "''"]),
+        (dict(start_primary_callback=3), ["callback", "3"]),
+        (dict(own_version=1.0), ["own_version", "1.0"]),
+        (dict(storage_backend=None), ["storage_backend", "None"]),
+    ],
+)
+def test_an_impossible_setting_is_refused_with_its_value(tmp_path, settings, words):
+    keywords = dict(
+        cluster_name="lab", storage_backend=SharedFsStorageBackend(tmp_path)
+    )
+    keywords.update(settings)
+    with pytest.raises(ValueError) as caught:
+        ClusterControl(**keywords)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_the_positional_form_of_existing_code_works(tmp_path):
+    storage = SharedFsStorageBackend(tmp_path)
+    control = ClusterControl(
+        "labcluster", "127.0.0.1", "node01", 44330, 10, 15, 10,
+        own_version="1.0", storage_backend=storage,
+    )  # fmt: skip
+    assert control.timings[:4] == (10.0, 15.0, 5, 10.0)
+    assert control.storage_backend is storage
+
+
+def test_all_but_name_and_storage_has_a_default(tmp_path):
+    controls = [
+        ClusterControl("jobs", storage_backend=SharedFsStorageBackend(tmp_path))
+        for _ in range(8)
+    ]
+    assert len({control.node_name for control in controls}) == 8
+
+
+def test_an_unwise_timeout_warns_once_by_logging(lab, caplog):
+    with caplog.at_level(logging.WARNING, "cluster"):
+        lab.node("a", hb_interval=0.5, hb_timeout=0.6)
+    assert len(caplog.records) == 1 and "0.6" in caplog.text
+
+
+def test_the_sample_program_of_existing_code_runs_unchanged(tmp_path):
+    calls = []
+    cluster_ctrl = cluster.ClusterControl(
+        cluster_name="sample_cluster", host_name="0.0.0.0", node_name="node01",
+        hb_port=free_port(), hb_interval=5, hb_timeout=10, hb_missed_count=2,
+        own_version="1.0", check_interval=2,
+        start_primary_callback=lambda: calls.append("start"),
+        stop_primary_callback=lambda: calls.append("stop"),
+        exit_callback=lambda: calls.append("exit"),
+        storage_backend=cluster.SharedFsStorageBackend(str(tmp_path)),
+    )  # fmt: skip
+    cluster.join_cluster(cluster_ctrl)
+    cluster_ctrl.start()
+    until(lambda: calls == ["start"])
+    cluster_ctrl.stop()
+    cluster_ctrl.join(10)
+    cluster.leave_cluster(cluster_ctrl)
+    assert calls == ["start", "stop"]
+
+
+# ---- becoming the primary
+
+
+def test_a_lone_node_is_primary_within_50_ms_after_start(lab):
+    took = []
+    for number in range(5):  # others load this machine: the best one counts
+        control = lab.node("a")
+        join_cluster(control)
+        began = time.perf_counter()
+        control.start()
+        assert control.wait_for_primary(5)
+        took.append(time.perf_counter() - began)
+        control.stop()
+        control.join(10)
+    assert min(took) < 0.05
+
+
+def test_of_three_that_start_at_once_one_is_started(lab):
+    controls = lab.started("a", "b", "c")
+    until(lambda: all(len(c.cluster.nodes) == 3 for c in controls))
+    until(lambda: all(c.cluster.primary_node for c in controls))
+    assert lab.count("start") == 1
+    assert len({c.cluster.primary_node.name for c in controls}) == 1
+
+
+def test_step_down_hands_over_after_the_stop_callback(lab):
+    controls = lab.started("a", "b")
+    first = next(c for c in controls if c.is_primary)
+    other = next(c for c in controls if c is not first)
+    term = first.term
+    assert not other.step_down()
+    until(lambda: lab.count("start"))
+    assert first.step_down()
+    assert lab.count("stop", first.node_name) == 1
+    assert not first.is_primary and first.term == 0
+    assert other.wait_for_primary(5) and other.term > term
+
+
+def test_wait_for_primary_gives_up_after_its_timeout(lab):
+    controls = lab.started("a", "b")
+    other = next(c for c in controls if not c.is_primary)
+    assert not other.wait_for_primary(0.05)
+    assert not lab.node("c").wait_for_primary(0.05)
+
+
+def test_a_with_block_joins_starts_stops_and_leaves(lab):
+    with lab.node("a") as control:
+        until(lambda: lab.count("start"))
+        assert len(lab.records()) == 1
+    assert lab.calls == [("a", "start"), ("a", "stop")]
+    assert lab.records() == [] and not control.is_alive()
+
+
+# ---- every order of calls does the obvious thing
+
+
+def test_calls_may_be_repeated_and_come_in_any_order(lab):
+    control = lab.node("a")
+    control.stop()  # nothing runs: nothing happens
+    leave_cluster(control)
+    control.join(1)
+    control.start()  # before join_cluster: joins in the background
+    control.start()
+    join_cluster(control)
+    join_cluster(control)
+    until(lambda: lab.count("start"))
+    leave_cluster(control)  # before stop: stops
+    assert lab.calls == [("a", "start"), ("a", "stop")]
+    control.stop()
+    control.stop()
+    leave_cluster(control)
+    for refused in (control.start, lambda: join_cluster(control)):
+        with pytest.raises(RuntimeError, match="make a new one"):
+            refused()
+
+
+def test_a_callback_may_call_stop_and_step_down_but_not_wait(lab):
+    said = []
+
+    def callback():
+        for call in (control.join, lambda: leave_cluster(control)):
+            try:
+                call()
+            except RuntimeError as error:
+                said.append(str(error))
+        said.append(control.step_down())
+        control.stop()
+
+    control = lab.node("a", start_primary_callback=callback)
+    control.start()
+    until(lambda: not control.is_alive() and said[2:])
+    assert "join()" in said[0] and "leave_cluster()" in said[1] and said[2] is True
+    assert lab.count("stop") == 1
+
+
+def test_after_stop_and_join_threads_and_port_are_free_for_the_same_name(lab):
+    port = free_port()
+    for _ in range(3):
+        control = lab.node("a", hb_port=port)
+        join_cluster(control)
+        control.start()
+        assert control.wait_for_primary(5)
+        control.stop()
+        control.join(10)
+        assert our_threads() == [] and can_bind(port)
+
+
+def test_200_cycles_leave_no_thread_file_or_record_behind(lab):
+    def cycle():
+        control = lab.node("a")
+        control.start()
+        assert control.wait_for_primary(5)
+        control.stop()
+        control.join(10)
+        leave_cluster(control)
+
+    cycle()
+    fds = "/proc/self/fd"
+    before = len(os.listdir(fds)) if os.path.isdir(fds) else 0
+    for _ in range(200):
+        cycle()
+    assert our_threads() == [] and lab.records() == []
+    if before:
+        assert len(os.listdir(fds)) <= before
+    left = [n for _, _, names in os.walk(lab.path) for n in names if "tmp-" in n]
+    assert left == []
+
+
+# ---- a storage that raises, or never answers
+
+
+@pytest.mark.parametrize("mode", ["raise", "hang"])
+def test_join_cluster_raises_at_its_timeout_and_leaves_nothing_behind(lab, mode):
+    control = lab.node("a")
+    storage = control.storage_backend
+    storage.mode = mode
+    began = time.monotonic()
+    with pytest.raises(cluster.StorageError) as caught:
+        join_cluster(control, timeout=0.3)
+    assert time.monotonic() - began < 3
+    assert lab.path in str(caught.value) and "check that storage" in str(caught.value)
+    storage.mode = "ok"
+    storage.let_go.set()
+    until(lambda: our_threads() == [])
+    assert lab.records() == []
+    join_cluster(control)  # the retry
+    assert len(lab.records()) == 1
+
+
+@pytest.mark.parametrize("mode", ["raise", "hang"])
+def test_start_joins_in_the_background_once_the_storage_answers(lab, mode):
+    control = lab.node("a")
+    control.storage_backend.mode = mode
+    control.start()
+    with pytest.raises(cluster.StorageError):
+        join_cluster(control, timeout=0.2)
+    assert control.status()["alive"] and not control.is_primary
+    control.storage_backend.mode = "ok"
+    control.storage_backend.let_go.set()
+    assert control.wait_for_primary(15)
+
+
+@pytest.mark.parametrize("mode", ["raise", "hang"])
+def test_nothing_blocks_and_stop_callback_runs_without_storage(lab, mode):
+    (control,) = lab.started("a")
+    until(lambda: lab.count("start"))
+    control.storage_backend.mode = mode
+    began = time.monotonic()
+    control.cluster, control.status(), control.is_primary, control.term
+    control.cluster_version, control.is_alive()
+    control.stop()
+    assert time.monotonic() - began < 1
+    leave_cluster(control, timeout=5)
+    assert time.monotonic() - began < 8
+    until(lambda: not control.is_alive())
+    assert lab.calls == [("a", "start"), ("a", "stop")]
+
+
+# ---- names, versions, secrets, strangers
+
+
+def test_a_second_living_node_of_that_name_is_refused(lab):
+    lab.started("a")
+    second = lab.node("a")
+    with pytest.raises(cluster.DuplicateNodeError, match="'a'"):
+        join_cluster(second)
+    assert not second.is_alive() and len(lab.records()) == 1
+
+
+def test_a_refused_node_is_a_candidate_again_after_a_retry(lab):
+    (first,) = lab.started("a")
+    second = lab.node("a")
+    second.start()
+    with pytest.raises(cluster.DuplicateNodeError):
+        join_cluster(second)
+    first.stop()
+    first.join(10)
+    join_cluster(second)
+    second.start()
+    assert second.wait_for_primary(5)
+
+
+def test_a_silent_member_is_among_the_dead_nodes(lab, monkeypatch):
+    a, b = lab.started("a", "b")
+    until(lambda: all(c.cluster.nodes["b"].is_active for c in (a, b)))
+    monkeypatch.setattr(b._runtime, "_turn", lambda: time.sleep(0.01))
+    until(lambda: "b" in [n.name for n in a.cluster.dead_nodes] or (
+        "b" not in a.cluster.nodes
+    ))  # fmt: skip
+    monkeypatch.undo()
+    until(lambda: "b" in a.cluster.nodes and a.cluster.dead_nodes == [])
+
+
+def test_an_older_version_stops_and_exits_when_a_newer_one_comes(lab):
+    (old,) = lab.started("old", own_version="1.9")
+    new = lab.node("new", own_version="1.10")
+    new.start()
+    assert new.wait_for_primary(10)
+    until(lambda: not old.is_alive())
+    assert lab.count("start", "old") == lab.count("stop", "old")
+    assert lab.count("exit", "old") == 1
+    leave_cluster(old)
+    assert new.cluster_version == "1.10"
+
+
+def test_nodes_with_different_secrets_do_not_hear_each_other(lab, caplog):
+    one = lab.node("one", secret="a", same_host_proof=False)
+    two = lab.node("two", secret=b"b", same_host_proof=False)
+    with caplog.at_level(logging.WARNING, "cluster"):
+        one.start()
+        assert one.wait_for_primary(5)
+        two.start()
+        until(lambda: "dropped packets" in caplog.text)
+        until(lambda: "two" in one.cluster.nodes or "one" in two.cluster.nodes)
+    for control in (one, two):
+        assert all(n.last_hb is None for n in control.cluster.nodes.values())
+
+
+def test_garbage_at_the_port_harms_nothing(lab):
+    (control,) = lab.started("a")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        address = control.status()["address"].rsplit(":", 1)
+        for junk in (
+            b"",
+            b"\0" * 600,
+            b"{",
+            b"[]",
+            b"{}" * 9,
+            b"9" * 400,
+            os.urandom(99),
+        ):
+            for _ in range(20):
+                sender.sendto(junk, (address[0], int(address[1])))
+    other = lab.node("b")
+    other.start()
+    until(lambda: len(control.cluster.nodes) == 2 and control.is_primary)
+
+
+def test_a_heartbeat_of_the_next_format_is_understood(lab, monkeypatch):
+    encode = cluster.encode_heartbeat
+
+    def of_the_next_format(heartbeat, tag, secret=b""):
+        fields = json.loads(encode(heartbeat, tag, secret).decode())
+        fields["a_key_of_tomorrow"] = [1, {}]
+        key = next(k for k in fields if fields[k] == cluster.FORMAT and len(k) <= 2)
+        fields[key] = cluster.FORMAT + 1
+        return json.dumps(fields).encode()
+
+    monkeypatch.setattr(cluster, "encode_heartbeat", of_the_next_format)
+    a, b = lab.started("a", "b")
+    until(lambda: all(n.is_active for n in a.cluster.nodes.values()))
+    until(lambda: b.cluster.nodes["a"].last_hb is not None)
+
+
+def test_a_broken_packet_handler_does_not_end_the_node(lab, monkeypatch):
+    a, b = lab.started("a", "b")
+
+    def broken(self, event):
+        raise KeyError("a trap")
+
+    monkeypatch.setattr(cluster.Core, "_on_heard", broken)
+    primary = a if a.is_primary else b
+    stamp = time.monotonic() + 0.3
+    until(lambda: time.monotonic() > stamp)
+    assert primary.is_alive() and a.is_alive() and b.is_alive()
+
+
+# ---- callbacks that fail
+
+
+def test_a_failed_start_is_paired_with_a_stop_and_the_next_is_elected(lab):
+    def fail():
+        lab.note("bad", "start")()
+        raise SystemExit("no")
+
+    bad = lab.node("bad", start_primary_callback=fail)
+    bad.start()
+    until(lambda: lab.count("stop", "bad") >= 1)
+    good = lab.node("good")
+    good.start()
+    assert good.wait_for_primary(15)
+    until(lambda: lab.count("start", "bad") == lab.count("stop", "bad"))
+    assert bad.is_alive()
+
+
+def test_a_raising_stop_callback_hands_over_all_the_same(lab):
+    def fail():
+        raise ValueError("no")
+
+    bad = lab.node("bad", stop_primary_callback=fail)
+    bad.start()
+    assert bad.wait_for_primary(5)
+    good = lab.node("good")
+    good.start()
+    until(lambda: len(bad.cluster.nodes) == 2)
+    bad.stop()
+    assert good.wait_for_primary(5)
+    bad.join(10)
+    assert not bad.is_alive()
+
+
+def test_a_slow_stop_callback_delays_the_successor(lab):
+    let_go = threading.Event()
+
+    def slow():
+        let_go.wait(20)
+        lab.note("slow", "stop")()
+
+    first = lab.node("slow", stop_primary_callback=slow)
+    first.start()
+    assert first.wait_for_primary(5)
+    other = lab.node("other")
+    other.start()
+    until(lambda: len(first.cluster.nodes) == len(other.cluster.nodes) == 2)
+    first.stop()
+    assert not other.wait_for_primary(2)
+    let_go.set()
+    until(lambda: lab.count("start", "other"))
+    kinds = [call for call in lab.calls if call != ("slow", "start")]
+    assert kinds[:2] == [("slow", "stop"), ("other", "start")]
+
+
+def test_s4_a_dead_decision_loop_falls_silent_and_stops(lab, monkeypatch, caplog):
+    (control,) = lab.started("a")
+    until(lambda: lab.count("start"))
+
+    def broken(now, *events):
+        raise RuntimeError("a trap")
+
+    with caplog.at_level(logging.CRITICAL, "cluster"):
+        monkeypatch.setattr(control._runtime.core, "step", broken)
+        until(lambda: not control.is_alive())
+    assert "falls silent" in caplog.text and not control.is_primary
+    until(lambda: lab.calls == [("a", "start"), ("a", "stop")])
+    until(lambda: our_threads() == [])
+
+
+# ---- views
+
+
+def test_the_views_show_who_is_there(lab):
+    controls = lab.started("a", "b", own_version="1.2")
+    primary = next(c for c in controls if c.is_primary)
+    other = next(c for c in controls if c is not primary)
+    until(lambda: all(n.is_active for n in other.cluster.nodes.values()))
+    until(lambda: other.cluster.primary_node is not None)
+    seen = other.cluster
+    assert sorted(seen.nodes) == ["a", "b"] and seen.dead_nodes == []
+    assert seen.primary_node.name == primary.node_name
+    assert seen.own_node.name == other.node_name and seen.own_node.last_hb is None
+    assert seen.oldest_node.name in ("a", "b")
+    assert seen.version == other.cluster_version == "1.2"
+    node = seen.nodes[primary.node_name]
+    assert node.join_timestamp.utcoffset() == timedelta(0)
+    assert node.ip == "127.0.0.1" and node.port > 0 and not node.is_self and node.id
+    until(lambda: other.cluster.nodes[primary.node_name].last_hb is not None)
+
+
+def test_status_is_json_and_says_in_plain_words_what_is(lab):
+    control = lab.node("a")
+    assert json.loads(json.dumps(control.status()))["why"] == "not started"
+    controls = lab.started("b", "c")
+    for c in controls:
+        until(lambda: c.status()["primary"])
+        status = json.loads(json.dumps(c.status()))
+        expected = "it is the primary" if c.is_primary else "is the primary"
+        assert expected in status["why"] and status["why_none"] is None
+        assert status["storage"] == "ok" and len(status["members"]) == 2
+        assert "%s:" % "127.0.0.1" in status["address"] and status["since"] >= 0
+
+
+def test_a_wildcard_host_advertises_a_real_address(lab):
+    (control,) = lab.started("a", host_name="0.0.0.0")
+    assert control.cluster.own_node.ip != "0.0.0.0"
+
+
+def test_ipv6_works(lab):
+    try:
+        free_port(socket.AF_INET6, "::1")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    a, b = lab.started("a", "b", host_name="::1")
+    until(lambda: all(n.is_active for n in a.cluster.nodes.values()))
+    assert a.cluster.own_node.ip == "::1"
+
+
+def test_several_clusters_live_in_one_process_and_folder(lab):
+    one = lab.node("n")
+    two = ClusterControl(
+        "other", "127.0.0.1", "n", storage_backend=SharedFsStorageBackend(lab.path)
+    )
+    lab.controls.append(two)
+    for control in (one, two):
+        control.start()
+    assert one.wait_for_primary(5) and two.wait_for_primary(5)
+
+
+# ---- the process
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # 3.12: fork with threads
+def test_a_forked_child_is_never_primary_and_harms_nothing(lab):
+    (control,) = lab.started("a")
+    term = control.term
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            control.stop()
+            control.join(1)
+            leave_cluster(control)
+            read = (control.is_primary, control.term, control.is_alive())
+            blank = control.cluster.nodes == {} and not control.wait_for_primary(0.1)
+            try:
+                control.start()
+            except RuntimeError:
+                code = 0 if read == (False, 0, False) and blank else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert control.is_primary and control.term == term
+    other = lab.node("b")
+    other.start()
+    until(lambda: len(control.cluster.nodes) == 2 and control.term == term)
+    assert lab.calls == [("a", "start")]
+
+
+FORGETFUL = """
+import cluster, threading
+begun = threading.Event()
+control = cluster.ClusterControl(
+    "lab", "127.0.0.1", "a", start_primary_callback=begun.set,
+    stop_primary_callback=lambda: print("stop", flush=True),
+    storage_backend=cluster.SharedFsStorageBackend(%r))
+control.start()
+assert begun.wait(10)
+"""
+
+
+def test_a_program_that_forgets_stop_exits_and_releases(lab):
+    began = time.monotonic()
+    done = run_python(FORGETFUL % lab.path, "-X", "dev", "-W", "error")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stop\n", "")
+    assert time.monotonic() - began < 10 and lab.records() == []
+
+
+def test_a_clean_run_warns_of_nothing(lab):
+    code = (
+        FORGETFUL + "control.stop(); control.join(10)\ncluster.leave_cluster(control)"
+    )
+    done = run_python(code % lab.path, "-X", "dev", "-W", "error")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_import_costs_less_than_60_ms(tmp_path):
+    shutil.copy(cluster.__file__, str(tmp_path))  # where its bytecode can be kept
+
+    def best(code):
+        took = []
+        for _ in range(7):
+            began = time.perf_counter()
+            assert run_python(code, path=tmp_path).returncode == 0
+            took.append(time.perf_counter() - began)
+        return min(took)
+
+    assert best("import cluster") - best("pass") < 0.06
+
+
+def test_every_public_name_is_documented():
+    bare = []
+    for name in cluster.__all__:
+        thing = getattr(cluster, name)
+        if not thing.__doc__ or thing.__doc__.startswith(name + "("):
+            bare.append(name)
+        for key, value in vars(thing).items() if inspect.isclass(thing) else ():
+            function = getattr(value, "fget", getattr(value, "__func__", value))
+            if key[0] != "_" and inspect.isfunction(function):
+                if not inspect.getdoc(getattr(thing, key)):
+                    bare.append("%s.%s" % (name, key))
+    assert bare == []
