@@ -1773,12 +1773,11 @@ class Core:
     def _storage_failed(self, pending: Pending, error: str) -> None:
         self._note_failure(pending, error)
         self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
-        if isinstance(pending.request, Read):
-            self._read_wanted = False
+        # Whatever failed, the next thing to do is to look: what fails for good (a
+        # full disk) must not keep this node from seeing what is there
+        self._read_wanted = not isinstance(pending.request, Read)
         if pending.purpose == "release":
             self._release_at = self._now + self.timings.renewal_period
-        if pending.purpose in ("claim", "release"):
-            self._read_wanted = True
         if isinstance(pending.request, Join):
             # It may have landed: a second attempt replaces it, leaving removes it
             self._record_written = True
@@ -2466,7 +2465,7 @@ class Core:
         due = self._claim_from + max(wait, self._isolation_wait(lease))
         if self._now < due:
             self._wake(due)
-        elif self._doubt is None:
+        else:  # also while an earlier claim may still land: of the two only one can
             self._claim_or_read(lease)
         self._explain_member()
 
@@ -2891,6 +2890,8 @@ class Core:
 
     def _releasing(self) -> Optional[Request]:
         if self._release is None or self._held is not None:
+            return None
+        if self._failing_since is not None and self._read_wanted:
             return None
         if self._now < self._release_at:
             self._wake(self._release_at)
@@ -4066,9 +4067,13 @@ class _Runtime:
         self.primacy = (0, -FOREVER)
         self.ended = True
         # Closing an epoll's copy is harmless; *unregistering* would reach the parent
-        for resource in (self._selector, self._socket, self._waker, self._woken):
+        closers: List[Callable[[], None]] = [
+            self._selector.close, self._socket.close,
+            self._waker.close, self._woken.close,
+        ]  # fmt: skip
+        for close in closers:
             try:
-                resource.close()
+                close()
             except OSError:
                 pass
         self._coroner.close()
