@@ -150,7 +150,11 @@ class NotPrimaryError(ClusterError):
 
 def _check(ok: bool, what: str, value: object) -> None:
     if not ok:
-        raise ValueError("%s: %.80r" % (what, value))
+        try:
+            text = "%.80r" % (value,)
+        except (ValueError, RecursionError):  # a huge number, or nested too deeply
+            text = "not to be shown"
+        raise ValueError("%s: %s" % (what, text))
 
 
 def _is_int(value: object, low: int = 0, high: int = 2**63 - 1) -> bool:
@@ -301,16 +305,16 @@ class NodeRecord(NamedTuple):
         known["process"] = _process_from(data.get("process", {}))
         try:
             record = cls(**known)
-        except TypeError:
-            raise ValueError("node record lacks a field: %.200r" % data) from None
+        except TypeError as error:  # it names what is missing
+            raise ValueError("node record: %s" % error) from None
         record._validate()
         return record
 
     def _validate(self) -> None:
         _check(_is_name(self.name), "node name", self.name)
         _check(_is_id(self.incarnation), "node incarnation", self.incarnation)
-        host_ok = isinstance(self.host, str) and 0 < len(self.host) <= 255
-        _check(host_ok, "node host", self.host)
+        host_ok = isinstance(self.host, str) and re.match(r"[!-~]{1,255}\Z", self.host)
+        _check(bool(host_ok), "node host", self.host)
         _check(_is_int(self.port, 1, 65535), "node port", self.port)
         version_ok = self.version is None or isinstance(self.version, str)
         _check(version_ok, "node version", self.version)
@@ -327,7 +331,9 @@ def _process_from(data: Any) -> ProcessIdentity:
     values = {key: data.get(key, getattr(default, key)) for key in default._fields}
     for key, value in values.items():
         _check(type(value) is type(getattr(default, key)), "process " + key, value)
-    _check(_is_int(values["pid"], 0, 2**31), "process pid", values["pid"])
+    _check(_is_int(values["pid"], 0, 2**31 - 1), "process pid", values["pid"])
+    start = values["start_time"]
+    _check(_is_int(start), "process start_time", start)
     return ProcessIdentity(**values)
 
 
@@ -1536,6 +1542,7 @@ class Core:
         self.timings = timings
         self.record = record
         self.first_term = first_term
+        self._least_term = 0  # above all that were seen in a store that is forgotten
         self.role = JOINING
         self.primacy: Tuple[int, float] = (0, -FOREVER)
         self.wake_at = now
@@ -1773,9 +1780,12 @@ class Core:
     def _storage_failed(self, pending: Pending, error: str) -> None:
         self._note_failure(pending, error)
         self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
-        # Whatever failed, the next thing to do is to look: what fails for good (a
-        # full disk) must not keep this node from seeing what is there
-        self._read_wanted = not isinstance(pending.request, Read)
+        if isinstance(pending.request, Read):
+            self._read_wanted = False
+        else:
+            # Reading tells what became of it, and whether the store is still ours;
+            # a write that fails for good must not keep this node from reading.
+            self._read_wanted = True
         if pending.purpose == "release":
             self._release_at = self._now + self.timings.renewal_period
         if isinstance(pending.request, Join):
@@ -1880,16 +1890,16 @@ class Core:
             wait,
         )
         self._lose_lease("the storage was replaced by another one")
-        if self.role is CLAIMANT or self.role is MEMBER:
-            self._forget_store(self._now + wait)
-        else:
+        if self.role is STOPPING:
             self._exiled_until = self._now + wait
+        else:
+            self._forget_store(self._now + wait)
 
     def _forget_store(self, until: float) -> None:
         self.role = JOINING
         self._exiled_until = until
         if self.lease is not None:  # terms rise across stores as well
-            self.first_term = max(self.first_term, self.lease.term + 1)
+            self._least_term = max(self._least_term, self.lease.term + 1)
         self.record = self.record._replace(join_number=0)
         self.cluster_id = self._nodes = self._probe = None
         self.lease = self._stored = self._release = self._rolled_back_at = None
@@ -1941,6 +1951,9 @@ class Core:
     def _take_record(self, record: NodeRecord, first: bool) -> None:
         new = record.incarnation not in self.peers
         peer = self._peer(record.incarnation)
+        if peer.record and peer.missing_since is not None:
+            # Not written back by a living node, which would count on
+            peer.dismissed = peer.dismissed and record.notice > peer.record.notice
         peer.record, peer.missing_since = record, None
         peer.stopped_term = max(peer.stopped_term, record.stopped_term)
         notice = (record.running_term, record.notice)
@@ -1983,6 +1996,8 @@ class Core:
         if mine != self.record and not self._leaving:
             if mine is None and not self._write_wanted:
                 self._say(logging.INFO, "this node's record was removed; it is back")
+                # News: what the dead wrote may land late, and is to be removed again
+                self.record = self.record._replace(notice=self.record.notice + 1)
             self._write_wanted = True
 
     def _is_lost(self, peer: Peer) -> bool:
@@ -2114,9 +2129,10 @@ class Core:
         if 0 < heartbeat.echo <= self._sent:
             self._echoed(peer, heartbeat)
         if heartbeat.leaving:
+            # Said twice: on leaving, and once the record is removed
             peer.left = True
             self._sweep_at = self._now
-            self._prompt_read(peer.incarnation)
+            self._read_wanted = self._read_wanted or peer.missing_since is None
         elif peer.missing_since is not None:
             self._prompt_read(peer.incarnation)
         if heartbeat.holder:
@@ -2250,7 +2266,12 @@ class Core:
             peer
             for peer in self.peers.values()
             if peer.record
-            and (peer.missing_since is None or peer.incarnation in roster)
+            and (
+                peer.missing_since is None
+                or peer.incarnation in roster
+                # a wiped store takes the records, not the nodes
+                or not self._is_lost(peer)
+            )
             and peer.dead_at is None
         ]
 
@@ -2465,7 +2486,8 @@ class Core:
         due = self._claim_from + max(wait, self._isolation_wait(lease))
         if self._now < due:
             self._wake(due)
-        else:  # also while an earlier claim may still land: of the two only one can
+        else:
+            # Also while an earlier claim may still land: of the two only one can
             self._claim_or_read(lease)
         self._explain_member()
 
@@ -2483,9 +2505,10 @@ class Core:
     def _claim(self, lease: Optional[Lease]) -> None:
         timings = self.timings
         term = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
-        term += 1
+        term = max(term + 1, self._least_term)
         if self._stored is None:
-            term = max(term, self.first_term)
+            # Wall clock, as it was told at the start of this core and goes on since
+            term = max(term, self.first_term + int(self._now - self._epoch))
         self._counter += 1
         roster = (lease.roster if lease else None) or frozenset()
         new = Lease(
@@ -2563,6 +2586,9 @@ class Core:
         return min(at, self._claimed_at + timeout)
 
     def _consider_start(self) -> None:
+        if self._is_outdone():
+            self._abandon_claim("another node holds this term, or a higher one")
+            return
         at = self._startable_at()
         if self._now < at:
             self._start_ok_since = None
@@ -2575,6 +2601,16 @@ class Core:
             self._read_wanted = True  # judge all this anew on what is there now
             return
         self._become_primary()
+
+    def _is_outdone(self) -> bool:
+        """Does a heartbeat tell of another holder, in this term or a later one?
+
+        Only after a roll-back or a wipe: the register has forgotten that term.
+        """
+        held, known = self._held, self.lease
+        if held is None or known is None or known.holder == held.holder:
+            return False
+        return known.term >= held.term
 
     def _become_primary(self) -> None:
         assert self._held is not None
@@ -2892,7 +2928,7 @@ class Core:
         if self._release is None or self._held is not None:
             return None
         if self._failing_since is not None and self._read_wanted:
-            return None
+            return None  # that read comes first, see `_storage_failed`
         if self._now < self._release_at:
             self._wake(self._release_at)
             return None
@@ -3583,7 +3619,8 @@ class _Socket:
     def send(self, data: bytes, address: Tuple[str, int]) -> None:
         try:
             self._socket.sendto(data, address)
-        except (OSError, ValueError):  # unreachable, full, closed: a lost datagram
+        except (OSError, ValueError, TypeError):
+            # unreachable, full, closed, or no address at all: a lost datagram
             pass
 
     def receive(self) -> Optional[Tuple[bytes, Tuple[str, int]]]:
@@ -3600,7 +3637,7 @@ class _Socket:
                 probe.connect((host, 9))
                 found: str = probe.getsockname()[0]
                 return found
-        except OSError:
+        except (OSError, ValueError, TypeError):
             return None
 
     def close(self) -> None:

@@ -1502,7 +1502,8 @@ class Nemesis:
             if world.plan.family in ("wipes", "replaced"):
                 late = 0  # who has seen no lease is entitled to take none for none
             world.at(late or self.dice.between(0, 5), self._boot_if_absent, name)
-        world.at(self.dice.between(5, 15), self._strike)
+        first = 25 if world.plan.family in ("wipes", "replaced") else 5
+        world.at(self.dice.between(first, first + 10), self._strike)
 
     def _strike(self) -> None:
         world = self.world
