@@ -2103,7 +2103,9 @@ class Core:
             self._namesake_lives(probe)
 
     def _heard_stranger(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
-        if heartbeat.answer:
+        # Whoever joined while our storage hung may be a claimant: it must be told
+        # that callbacks still run here
+        if heartbeat.answer or self.role is STOPPING:
             self._send(source, heartbeat.sender, 0)  # no echo: not a vouch either
         if not heartbeat.leaving:
             self._prompt_read(heartbeat.sender)
@@ -2262,6 +2264,9 @@ class Core:
         roster: FrozenSet[str] = frozenset()
         if self.lease is not None and self.lease.roster:
             roster = self.lease.roster
+        # A claimant asks on: the one whom it deposed may have to say that it runs
+        lease = self._deposed.lease if self.role is CLAIMANT else None
+        deposed = lease.holder if lease is not None else None
         return [
             peer
             for peer in self.peers.values()
@@ -2271,6 +2276,7 @@ class Core:
                 or peer.incarnation in roster
                 # a wiped store takes the records, not the nodes
                 or not self._is_lost(peer)
+                or peer.incarnation == deposed
             )
             and peer.dead_at is None
         ]
@@ -2372,7 +2378,12 @@ class Core:
 
     def _barred_until(self) -> float:
         together, alone = self._barred
-        return together if self._company() else alone
+        # A member that has just joined is company, though nothing was heard of it yet
+        company = any(
+            peer.missing_since is None and not self._is_lost(peer)
+            for peer in self.peers.values()
+        )
+        return together if company else alone
 
     def _is_free(self, lease: Lease) -> bool:
         """True if the callbacks of the holder are known to be over."""
