@@ -2139,7 +2139,8 @@ class Core:
             self._prompt_read(peer.incarnation)
         if heartbeat.holder:
             self._heard_lease(heartbeat)
-        if heartbeat.answer and not peer.left:
+        unread = self.role is STOPPING and peer.record is None  # as for a stranger
+        if (heartbeat.answer or unread) and not peer.left:
             address = peer.record.address if peer.record else source
             self._send(address, peer.incarnation, peer.newest)
 
