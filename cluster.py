@@ -847,6 +847,9 @@ class StorageBackend:
 
 _ONE_KERNEL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs")
 _LISTINGS = 4  # a rename may hide from one listing, or show twice; not from so many
+_RACES = 1000  # lost in a row, they are no bad luck any more
+_UNREAD = (0, 0, 0)  # in place of the signature of a file that could not be read
+_NO_ROSTER, _UNKNOWN_ROSTER = -1, -2  # in place of the counter that names a roster
 _IDENTITY_GRACE = 5.0  # seconds in which a living member would restore a lost id
 _STALE_AFTER = 86400.0  # seconds after which a temporary file has no owner any more
 
@@ -889,9 +892,24 @@ def _read_small_file(path: str) -> Tuple[bytes, Tuple[int, int, int]]:
         status = os.fstat(descriptor)
         _check(stat.S_ISREG(status.st_mode), "not a regular file", path)
         _check(status.st_size <= MAX_RECORD, "too long for a record", path)
-        return os.read(descriptor, MAX_RECORD + 1), _signature(status)
+        return _read_all(descriptor), _signature(status)
     finally:
         os.close(descriptor)
+
+
+def _read_all(descriptor: int) -> bytes:
+    data = b""
+    while len(data) <= MAX_RECORD:  # one read may return a part
+        part = os.read(descriptor, MAX_RECORD + 1 - len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:  # the last block before a disk is full is written in part
+        data = data[os.write(descriptor, data) :]
 
 
 def _signature(status: os.stat_result) -> Tuple[int, int, int]:
@@ -918,7 +936,7 @@ def _write_file(path: str, data: bytes, flush: bool = True) -> None:
     descriptor = os.open(temporary, flags | getattr(os, "O_CLOEXEC", 0), 0o664)
     try:
         try:
-            os.write(descriptor, data)
+            _write_all(descriptor, data)
             if flush:
                 os.fsync(descriptor)
         finally:
@@ -958,6 +976,18 @@ def _make_folder(path: str) -> None:
         pass
 
 
+def _make_folders(path: str) -> None:
+    """As `os.makedirs`, but no parent is writable for the world, whatever the umask."""
+    parent = os.path.dirname(path)
+    if os.path.isdir(path) or parent == path:
+        return
+    _make_folders(parent)
+    try:
+        os.mkdir(path, 0o775)
+    except FileExistsError:
+        pass
+
+
 def _remove_folder(path: str) -> None:
     import shutil
 
@@ -990,17 +1020,18 @@ class _Register:
 
     def _names(self) -> List[str]:
         try:
-            found = os.listdir(self.folder)
+            with os.scandir(self.folder) as entries:
+                found = [entry.name for entry in entries if self._is_value(entry)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(filter(self._is_value, found), key=self._newest)
+        return sorted(found, key=self._newest)
 
-    def _is_value(self, name: str) -> bool:
+    def _is_value(self, entry: "os.DirEntry[str]") -> bool:
         try:
-            self._newest(name)
+            self._newest(entry.name)
         except ValueError:
             return False
-        return True
+        return entry.is_file(follow_symlinks=False)
 
     def refresh(self) -> None:
         """Changes the folder, so that no client believes its cached listing."""
@@ -1039,7 +1070,9 @@ class _Register:
         os.mkdir(temporary, 0o775)
         try:
             _write_file(os.path.join(temporary, value), b"")
+            self._sweep()
             os.rename(temporary, self.folder)
+            _flush_folder(parent)
             return True
         except OSError:
             _remove_folder(temporary)
@@ -1047,7 +1080,24 @@ class _Register:
                 return True
             if self.value() is not None:
                 return False
+            if os.path.isdir(self.folder) and os.listdir(self.folder):
+                text = "%s: remove what is in it, it does not belong there"
+                raise StorageError(text % self.folder) from None
             raise
+
+    def _sweep(self) -> None:
+        """Removes probes whose writer was killed: they would block the rename."""
+        try:
+            for name in os.listdir(self.folder):
+                if _is_temporary(name):
+                    _unlink(os.path.join(self.folder, name))
+            os.rmdir(self.folder)  # Windows renames onto no folder, even an empty one
+        except OSError:  # it is not there, or is not empty: the rename decides
+            pass
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith("tmp-") and _is_id(name[4:])
 
 
 def _lease_order(name: str) -> Tuple[int, int]:
@@ -1079,12 +1129,20 @@ def _lease_from_name(name: str) -> Tuple[Lease, int]:
             "stop_timeout": durations[2],
         }
     )  # fmt: skip
+    # Another spelling of the same value is a copy that somebody made, not a lease
+    _check(_lease_name(lease, numbers[4]) == name, "not the name of a lease", name)
     return lease, numbers[4]
 
 
 def _number(name: str) -> int:
     _check(name.isdigit() and name.isascii() and len(name) < 16, "no number", name)
+    _check(str(int(name)) == name, "no number", name)
     return int(name)
+
+
+def _identity(name: str) -> str:
+    _check(_is_id(name), "no id", name)
+    return name
 
 
 class SharedFsStorageBackend(StorageBackend):
@@ -1114,6 +1172,8 @@ class SharedFsStorageBackend(StorageBackend):
         self._top_number = 0
         self._records: Dict[str, Tuple[Tuple[int, int, int], Any]] = {}
         self._rosters: Dict[str, FrozenSet[str]] = {}
+        self._missed_roster = ""
+        self._writes = 0
         self._set_folder("")
 
     def __repr__(self) -> str:
@@ -1123,8 +1183,8 @@ class SharedFsStorageBackend(StorageBackend):
         self._folder = os.path.join(self.path, name)
         self._nodes = os.path.join(self._folder, "nodes")
         self._roster_folder = os.path.join(self._folder, "rosters")
-        lease = os.path.join(self._folder, "lease")
-        self._lease = _Register(lease, _lease_order)
+        self._identity = _Register(os.path.join(self._folder, "identity"), _identity)
+        self._lease = _Register(os.path.join(self._folder, "lease"), _lease_order)
         seniority = os.path.join(self._folder, "seniority")
         self._seniority = _Register(seniority, _number)
 
@@ -1140,7 +1200,7 @@ class SharedFsStorageBackend(StorageBackend):
             self._clean()
         except OSError as error:
             raise _why(error, self.path) from error
-        self.one_kernel = _file_system(self.path) in _ONE_KERNEL_FILE_SYSTEMS
+        self.one_kernel = _file_system(self._folder) in _ONE_KERNEL_FILE_SYSTEMS
         return self._cluster_id
 
     def _bootstrap(self) -> None:
@@ -1150,36 +1210,34 @@ class SharedFsStorageBackend(StorageBackend):
                 "%s holds no such cluster; is the share mounted? "
                 "(create=True makes a new one)" % self.path
             )
-        os.makedirs(self.path, exist_ok=True)
-        temporary = os.path.join(self.path, "tmp-" + _random_id())
+        if self._root != (0, 0) and self._root_identity() != self._root:
+            self._is_gone()
+        _make_folders(self.path)
+        temporary = os.path.join(self.path, "tmp-cluster-" + _random_id())
         os.mkdir(temporary, 0o775)
-        self._furnish(temporary, _random_id())
         try:
+            self._furnish(temporary, _random_id())
             os.rename(temporary, self._folder)
+            _flush_folder(self.path)
         except OSError:
             _remove_folder(temporary)
             if not os.path.isdir(self._folder):
                 raise
 
     def _furnish(self, folder: str, cluster_id: str) -> None:
-        for name in ("nodes", "rosters", "seniority"):
+        for name in ("nodes", "rosters"):
             _make_folder(os.path.join(folder, name))
-        _write_file(os.path.join(folder, "id-" + cluster_id), b"")
-        register = _Register(os.path.join(folder, "seniority"), _number)
-        if register.value() is None:
-            _write_file(os.path.join(register.folder, str(self._top_number)), b"")
+        # Several may do this at once: of a register, one of them makes the first value
+        _Register(os.path.join(folder, "identity"), _identity).swap(None, cluster_id)
+        seniority = _Register(os.path.join(folder, "seniority"), _number)
+        seniority.swap(None, str(self._top_number))
 
     def _root_identity(self) -> Tuple[int, int]:
         status = os.stat(self.path)
         return status.st_dev, status.st_ino
 
     def _stored_id(self) -> Optional[str]:
-        try:
-            names = os.listdir(self._folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        ids = [n[3:] for n in names if n.startswith("id-") and _is_id(n[3:])]
-        return min(ids) if ids else None
+        return self._identity.value()
 
     def _opened_id(self) -> str:
         found = self._stored_id()
@@ -1203,23 +1261,32 @@ class SharedFsStorageBackend(StorageBackend):
         Raises:
             StorageError: another store, or none, is mounted there.
         """
-        if os.path.exists(os.path.join(self._folder, "id-" + self._cluster_id)):
+        if not self._cluster_id:
+            raise StorageError("%s: not opened" % self.path)
+        if os.path.isfile(os.path.join(self._identity.folder, self._cluster_id)):
             return self._cluster_id
         try:
             same_root = self._root_identity() == self._root
             found = self._stored_id()
         except OSError as error:
             raise _why(error, self.path) from error
-        if not same_root:
-            text = "%s is not the folder that it was; is the share mounted?"
-            raise StorageError(text % self.path)
+        if not same_root and found != self._cluster_id:
+            self._is_gone()
         return found
+
+    def _is_gone(self) -> None:
+        text = "%s is gone: not the folder that it was; is the share mounted?"
+        raise StorageError(text % self.path)
 
     def _must_be_ours(self) -> None:
         if self._check_identity() != self._cluster_id:
             raise StorageError("%s holds another cluster, or none" % self.path)
 
     def repair(self, cluster_id: str) -> None:
+        # The share may be gone since the read that found no id: an empty folder
+        # given our id would pass for the cluster from now on
+        if self._check_identity() not in (None, cluster_id):
+            raise StorageError("%s holds another cluster" % self.path)
         try:
             _make_folder(self._folder)
             self._furnish(self._folder, cluster_id)
@@ -1233,13 +1300,13 @@ class SharedFsStorageBackend(StorageBackend):
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
             now = os.stat(probe).st_mtime  # by the server's clock, like the others'
             _unlink(probe)
-            for folder in (self._nodes, self._roster_folder, self._lease.folder):
-                for entry in os.scandir(folder):
-                    if entry.name.startswith("tmp-"):
-                        if entry.stat().st_mtime < now - _STALE_AFTER:
-                            _unlink(entry.path)
         except OSError:
-            pass
+            return
+        registers = (self._identity, self._lease, self._seniority)
+        folders = [self.path, self._folder, self._nodes, self._roster_folder]
+        for folder in folders + [register.folder for register in registers]:
+            _clean_folder(folder, "tmp-cluster-" if folder == self.path else "tmp-",
+                          now - _STALE_AFTER)  # fmt: skip
 
     # ---- reading
 
@@ -1248,66 +1315,86 @@ class SharedFsStorageBackend(StorageBackend):
         try:
             if fresh:
                 self._lease.refresh()
-            return Snapshot(cluster_id, self._read_lease(), self._read_nodes())
+            lease = self._read_lease()
+            if lease is None:  # or has the share been unmounted in between?
+                cluster_id = self._check_identity()
+            return Snapshot(cluster_id, lease, self._read_nodes())
         except OSError as error:
             raise _why(error, self._folder) from error
 
     def _read_lease(self) -> Optional[Lease]:
+        lease, roster = None, None
         name = self._lease.value()
-        if name is None:
-            return None
-        lease, roster_counter = _lease_from_name(name)
-        return lease._replace(roster=self._read_roster(lease, roster_counter))
+        for _ in range(_LISTINGS):
+            if name is None:
+                return None
+            lease, counter = _lease_from_name(name)
+            roster = self._read_roster(lease, counter)
+            before, name = name, name if roster is not None else self._lease.value()
+            if name == before:
+                break  # else it was renewed, and its roster may have been removed
+        assert lease is not None
+        return lease._replace(roster=roster)
 
     def _roster_name(self, lease: Lease, counter: int) -> str:
         return "%d.%s.%d.json" % (lease.term, lease.holder, counter)
 
     def _read_roster(self, lease: Lease, counter: int) -> Optional[FrozenSet[str]]:
-        if counter == 0:
-            return frozenset()
+        if counter < 0:
+            return frozenset() if counter == _NO_ROSTER else None
         name = self._roster_name(lease, counter)
-        if name not in self._rosters:
-            try:
-                data, _ = _read_small_file(os.path.join(self._roster_folder, name))
-                ids = json.loads(data.decode())["roster"]
-                _check(isinstance(ids, list) and all(map(_is_id, ids)), "roster", ids)
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        roster = self._rosters.get(name)
+        if roster is not None:
+            return roster
+        try:
+            data, _ = _read_small_file(os.path.join(self._roster_folder, name))
+            ids = json.loads(data.decode())["roster"]
+            _check(isinstance(ids, list) and all(map(_is_id, ids)), "roster", ids)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if name != self._missed_roster:  # once, not at each read
                 log.warning("the roster %s cannot be read: %s", name, error)
-                return None
-            self._rosters = {name: frozenset(ids)}
-        return self._rosters[name]
+            self._missed_roster = name
+            return None
+        self._rosters = {name: frozenset(ids)}
+        return frozenset(ids)
 
     def _read_nodes(self) -> Tuple[NodeRecord, ...]:
         try:
-            entries = sorted(os.scandir(self._nodes), key=lambda entry: entry.name)
+            found = os.listdir(self._nodes)
         except (FileNotFoundError, NotADirectoryError):
-            entries = []
+            found = []
+        names = {n for n in found if n.startswith("node-") and n.endswith(".json")}
         cache = {}
-        for entry in entries:
-            if entry.name.endswith(".json"):
-                cached = self._read_record(entry)
-                if cached is not None:
-                    cache[entry.name] = cached
+        # A listing may miss a file onto which another one is being renamed: those
+        # that were there the last time are looked for by name
+        for name in sorted(names.union(self._records)):
+            cached = self._read_record(name)
+            if cached is not None:
+                cache[name] = cached
         self._records = cache
         return tuple(record for _, record in cache.values() if record is not None)
 
     def _read_record(
-        self, entry: "os.DirEntry[str]"
+        self, name: str
     ) -> Optional[Tuple[Tuple[int, int, int], Optional[NodeRecord]]]:
-        """What is known of this file; None if it has just vanished."""
-        known = self._records.get(entry.name)
+        """What is known of this file; None if it is not there."""
+        path = os.path.join(self._nodes, name)
+        known = self._records.get(name)
         try:
-            signature = _signature(os.lstat(entry.path))
+            signature = _signature(os.lstat(path))
             if known is not None and known[0] == signature:
                 return known
-            data, signature = _read_small_file(entry.path)
-            return signature, self._parse_record(data, entry.name)
-        except FileNotFoundError:
+            data, signature = _read_small_file(path)
+            return signature, self._parse_record(data, name)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            if known is not None and isinstance(error, OSError):
-                return known  # unreadable just now: still what it was
-            log.warning("%s is no node record, and skipped: %s", entry.path, error)
+        except OSError as error:
+            # Perhaps only now: it stays what it was, and is tried at each read
+            if known is None or known[0] != _UNREAD:
+                log.warning("%s cannot be read: %s", path, error)
+            return _UNREAD, known[1] if known is not None else None
+        except (ValueError, RecursionError) as error:
+            log.warning("%s is no node record, and skipped: %.200s", path, error)
             return signature, None
 
     def _parse_record(self, data: bytes, file_name: str) -> NodeRecord:
@@ -1326,22 +1413,33 @@ class SharedFsStorageBackend(StorageBackend):
 
     def next_join_number(self) -> int:
         self._must_be_ours()
+        folder = self._seniority.folder
         try:
-            while True:
+            for _ in range(_RACES):
                 name = self._seniority.value()
+                if name is None:
+                    self._read_nodes()  # lost: above those of the records, at least
                 new = str(max(int(name or 0), self._top_number) + 1)
                 if self._seniority.swap(name, new):
                     self._top_number = int(new)
                     return self._top_number
         except OSError as error:
-            raise _why(error, self._seniority.folder) from error
+            raise _why(error, folder) from error
+        raise StorageError("%s: its value cannot be changed" % folder)
 
     def write_node(self, record: NodeRecord) -> None:
         self._must_be_ours()
         path = os.path.join(self._nodes, self._record_name(record))
+        data = json.dumps(record.to_dict()).encode()
+        # Readers notice a change by inode, time and length. The first two may be
+        # those of the last record but one; the length is no other recent one's.
+        self._writes += 1
+        data = data.ljust(len(data) // 64 * 64 + 64 + self._writes % 64)
+        if len(data) > MAX_RECORD:
+            raise StorageError("%s: too long for a record" % path)
         try:
             _make_folder(self._nodes)
-            _write_file(path, json.dumps(record.to_dict()).encode())
+            _write_file(path, data)
         except OSError as error:
             raise _why(error, path) from error
 
@@ -1387,7 +1485,7 @@ class SharedFsStorageBackend(StorageBackend):
     def _roster_counter(self, expected_name: Optional[str], new: Lease) -> int:
         """Names the roster of `new`, writing it unless it stands there already."""
         if not new.roster:
-            return 0
+            return _UNKNOWN_ROSTER if new.roster is None else _NO_ROSTER
         if expected_name is not None:
             old, counter = _lease_from_name(expected_name)
             same_term = (old.term, old.holder) == (new.term, new.holder)
@@ -1404,7 +1502,11 @@ class SharedFsStorageBackend(StorageBackend):
     def _remove_old_rosters(self, new: Lease) -> None:
         """A reader may be about to open the previous one: two are kept."""
         rosters = []
-        for name in os.listdir(self._roster_folder):
+        try:
+            names = os.listdir(self._roster_folder)
+        except OSError:  # the swap is done; the next one cleans as well
+            names = []
+        for name in names:
             parts = name.split(".")
             if len(parts) == 4 and parts[0].isdigit() and parts[2].isdigit():
                 rosters.append((int(parts[0]), int(parts[2]), name))
@@ -1416,14 +1518,34 @@ class SharedFsStorageBackend(StorageBackend):
         """Nothing is kept open between calls."""
 
 
+def _clean_folder(folder: str, prefix: str, before: float) -> None:
+    """Removes temporary files and folders that were last changed before then."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            ours = name.startswith(prefix) and _is_id(name[len(prefix) :])
+            if ours and os.lstat(path).st_mtime < before:
+                _unlink(path)
+                _remove_folder(path)
+        except OSError:
+            pass
+
+
 def _file_system(path: str) -> str:
     """The type of the file system at a path, as Linux names it; else empty."""
     best, kind = "", ""
+    path = os.path.realpath(path)  # a link may lead out of this file system
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        with open("/proc/self/mountinfo", "rb") as file:
             for line in file:
-                fields = line.split()
-                mount = fields[4].replace("\\040", " ")
+                fields = os.fsdecode(line).split(" ")
+                mount = re.sub(
+                    r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4]
+                )
                 inside = (path + "/").startswith(mount.rstrip("/") + "/")
                 if inside and len(mount) >= len(best):
                     best, kind = mount, fields[fields.index("-") + 1]

@@ -404,24 +404,32 @@ class Mount:
         self.name = name
         self.mode = "ok"  # or error, hang, full, readonly
         self.bad_until = -1.0  # until then it was not all right
+        self.holds: Tuple[type, ...] = ()  # requests that hang, until set("ok")
+        self.reply_delay = 0.0  # from the effect to the reply, on top of the latency
         self._hung: List[Tuple["Process", int, Any]] = []
 
     def set(self, mode: str) -> None:
         if self.mode != "ok":
             self.bad_until = self.world.now
         self.mode = mode
+        self.holds = ()
         if mode != "hang":
             hung, self._hung = self._hung, []
             for process, call_id, request in hung:
                 delay = self.world.dice.between(0.0, 0.5)
                 self.world.at(delay, self._land, process, call_id, request, 0.001)
 
+    @property
+    def hung(self) -> List[Any]:
+        """The requests that hang now."""
+        return [request for _, _, request in self._hung]
+
     def was_bad_since(self, when: float) -> bool:
         return self.mode != "ok" or self.bad_until > when
 
     def call(self, process: "Process", call_id: int, request: Any) -> None:
         dice, plan = self.world.dice, self.world.plan
-        if self.mode == "hang":
+        if self.mode == "hang" or isinstance(request, self.holds):
             self._hung.append((process, call_id, request))
         elif self.mode == "error":
             self._fail(process, call_id, request)
@@ -432,6 +440,7 @@ class Mount:
             there, back = dice.between(*plan.latency), dice.between(*plan.latency)
             if not self.world.calm and plan.spikes:
                 there, back = self._spiked(there), self._spiked(back)
+            back += self.reply_delay
             self.world.at(there, self._land, process, call_id, request, back)
 
     def _spiked(self, delay: float) -> float:
