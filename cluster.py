@@ -1135,9 +1135,15 @@ def _lease_from_name(name: str) -> Tuple[Lease, int]:
 
 
 def _number(name: str) -> int:
-    _check(name.isdigit() and name.isascii() and len(name) < 16, "no number", name)
-    _check(str(int(name)) == name, "no number", name)
-    return int(name)
+    digits, _, tag = name.partition(".")
+    _check(re.match(r"[0-9]{1,15}\Z", digits) is not None, "no number", name)
+    _check(str(int(digits)) == digits and _is_id(tag), "no number", name)
+    return int(digits)
+
+
+def _number_name(number: int) -> str:
+    """Tagged, since whoever loses a race must not take the winner's for its own."""
+    return "%d.%s" % (number, _random_id())
 
 
 def _identity(name: str) -> str:
@@ -1172,7 +1178,7 @@ class SharedFsStorageBackend(StorageBackend):
         self._top_number = 0
         self._records: Dict[str, Tuple[Tuple[int, int, int], Any]] = {}
         self._rosters: Dict[str, FrozenSet[str]] = {}
-        self._missed_roster = ""
+        self._rosterless = (0, 0)  # the lease whose lack of a roster was reported
         self._writes = 0
         self._set_folder("")
 
@@ -1230,7 +1236,7 @@ class SharedFsStorageBackend(StorageBackend):
         # Several may do this at once: of a register, one of them makes the first value
         _Register(os.path.join(folder, "identity"), _identity).swap(None, cluster_id)
         seniority = _Register(os.path.join(folder, "seniority"), _number)
-        seniority.swap(None, str(self._top_number))
+        seniority.swap(None, _number_name(self._top_number))
 
     def _root_identity(self) -> Tuple[int, int]:
         status = os.stat(self.path)
@@ -1334,6 +1340,9 @@ class SharedFsStorageBackend(StorageBackend):
             if name == before:
                 break  # else it was renewed, and its roster may have been removed
         assert lease is not None
+        if roster is None and lease.stamp != self._rosterless:
+            log.warning("the roster of term %d cannot be read: unknown", lease.term)
+            self._rosterless = lease.stamp
         return lease._replace(roster=roster)
 
     def _roster_name(self, lease: Lease, counter: int) -> str:
@@ -1350,10 +1359,7 @@ class SharedFsStorageBackend(StorageBackend):
             data, _ = _read_small_file(os.path.join(self._roster_folder, name))
             ids = json.loads(data.decode())["roster"]
             _check(isinstance(ids, list) and all(map(_is_id, ids)), "roster", ids)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            if name != self._missed_roster:  # once, not at each read
-                log.warning("the roster %s cannot be read: %s", name, error)
-            self._missed_roster = name
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         self._rosters = {name: frozenset(ids)}
         return frozenset(ids)
@@ -1419,10 +1425,11 @@ class SharedFsStorageBackend(StorageBackend):
                 name = self._seniority.value()
                 if name is None:
                     self._read_nodes()  # lost: above those of the records, at least
-                new = str(max(int(name or 0), self._top_number) + 1)
-                if self._seniority.swap(name, new):
-                    self._top_number = int(new)
-                    return self._top_number
+                number = _number(name) if name is not None else 0
+                number = max(number, self._top_number) + 1
+                if self._seniority.swap(name, _number_name(number)):
+                    self._top_number = number
+                    return number
         except OSError as error:
             raise _why(error, folder) from error
         raise StorageError("%s: its value cannot be changed" % folder)
