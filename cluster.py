@@ -3410,11 +3410,13 @@ class Core:
 
     def known_primary(self) -> Optional[str]:
         """The incarnation that holds the lease, unless it is known to be over."""
+        if self.role is PRIMARY:
+            return self.record.incarnation
         lease = self.lease
         if lease is None or not lease.started or lease.released:
             return None
         if lease.holder == self.record.incarnation:
-            return lease.holder if self.role is PRIMARY else None
+            return None
         peer = self._peer(lease.holder)
         over = peer.stopped_term >= lease.term or self._is_lost(peer)
         return None if over else lease.holder

@@ -405,7 +405,7 @@ class Mount:
         self.mode = "ok"  # or error, hang, full, readonly
         self.bad_until = -1.0  # until then it was not all right
         self.holds: Tuple[type, ...] = ()  # requests that hang, until set("ok")
-        self.reply_delay = 0.0  # from the effect to the reply, on top of the latency
+        self.swap_reply_delay = 0.0  # from its effect to the reply
         self._hung: List[Tuple["Process", int, Any]] = []
 
     def set(self, mode: str) -> None:
@@ -440,7 +440,8 @@ class Mount:
             there, back = dice.between(*plan.latency), dice.between(*plan.latency)
             if not self.world.calm and plan.spikes:
                 there, back = self._spiked(there), self._spiked(back)
-            back += self.reply_delay
+            if type(request) is Swap:
+                back += self.swap_reply_delay
             self.world.at(there, self._land, process, call_id, request, back)
 
     def _spiked(self, delay: float) -> float:
