@@ -847,6 +847,7 @@ class StorageBackend:
 
 _ONE_KERNEL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs")
 _LISTINGS = 4  # a rename may hide from one listing, or show twice; not from so many
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # no folder is there
 _RACES = 1000  # lost in a row, they are no bad luck any more
 _UNREAD = (0, 0, 0)  # in place of the signature of a file that could not be read
 _NO_ROSTER, _UNKNOWN_ROSTER = -1, -2  # in place of the counter that names a roster
@@ -1022,8 +1023,10 @@ class _Register:
         try:
             with os.scandir(self.folder) as entries:
                 found = [entry.name for entry in entries if self._is_value(entry)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return []
+            raise
         return sorted(found, key=self._newest)
 
     def _is_value(self, entry: "os.DirEntry[str]") -> bool:
@@ -1367,7 +1370,9 @@ class SharedFsStorageBackend(StorageBackend):
     def _read_nodes(self) -> Tuple[NodeRecord, ...]:
         try:
             found = os.listdir(self._nodes)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
             found = []
         names = {n for n in found if n.startswith("node-") and n.endswith(".json")}
         cache = {}
@@ -1392,9 +1397,9 @@ class SharedFsStorageBackend(StorageBackend):
                 return known
             data, signature = _read_small_file(path)
             return signature, self._parse_record(data, name)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
             # Perhaps only now: it stays what it was, and is tried at each read
             if known is None or known[0] != _UNREAD:
                 log.warning("%s cannot be read: %s", path, error)
