@@ -962,11 +962,23 @@ def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
         mode = os.lstat(path).st_mode
     except OSError:
         return
-    if not is_right(mode):
-        folder, name = os.path.split(path)
-        aside = "aside-%s-%s" % (_random_id(), name)
-        log.warning("%s is not what belongs there; moved to %s", path, aside)
-        os.rename(path, os.path.join(folder, aside))
+    if is_right(mode):
+        return
+    folder, name = os.path.split(path)
+    aside = os.path.join(folder, "aside-%s-%s" % (_random_id(), name))
+    log.warning("%s is not what belongs there; moved to %s", path, aside)
+    # Somebody else may have put the right thing there since that look. Onto
+    # something of the wrong kind, a rename of that fails, and takes nothing away
+    if not stat.S_ISDIR(mode):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        os.close(os.open(aside, flags, 0o664))
+    elif os.name != "nt":
+        os.mkdir(aside, 0o775)
+    try:
+        os.replace(path, aside)
+    except NotADirectoryError:  # sure not to be carried out: `aside` is our own still
+        _unlink(aside)
+        raise
 
 
 def _make_folder(path: str) -> None:
@@ -995,6 +1007,15 @@ def _remove_folder(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def _refresh(folder: str) -> None:
+    path = os.path.join(folder, "tmp-" + _random_id())
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+    except OSError:  # missing, full or read-only: then the listing has to do
+        return
+    _unlink(path)
+
+
 class _Register:
     """A compare-and-swap register: a folder with one file, whose name is the value.
 
@@ -1013,6 +1034,8 @@ class _Register:
             names = self._names()
             if len(names) == 1:
                 return names[0]
+            if os.path.isdir(self.folder):
+                self.refresh()  # else a client's cache shows the same once more
         if len(names) > 1:
             # A listing may show both names of a rename, but not each time
             text = "%s: holds several values, %s; remove all but the newest"
@@ -1038,14 +1061,7 @@ class _Register:
 
     def refresh(self) -> None:
         """Changes the folder, so that no client believes its cached listing."""
-        path = os.path.join(self.folder, "tmp-" + _random_id())
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
-        except FileNotFoundError:
-            return
-        except OSError:  # full or read-only: then the listing has to do
-            return
-        _unlink(path)
+        _refresh(self.folder)
 
     def swap(self, expected: Optional[str], new: str) -> bool:
         if expected is None:
@@ -1120,10 +1136,10 @@ def _lease_name(lease: Lease, roster_counter: int) -> str:
 
 def _lease_from_name(name: str) -> Tuple[Lease, int]:
     """The lease (its roster unknown) and the counter that names its roster."""
-    parts = name.split("_")
-    _check(len(parts) == 9, "not the name of a lease", name)
+    parts = name.split("_", 9)  # what a later version appends is ignored
+    _check(len(parts) >= 9, "not the name of a lease", name)
     numbers = [int(part) for part in parts[:2] + parts[3:6]]
-    durations = [float(part) for part in parts[6:]]
+    durations = [float(part) for part in parts[6:9]]
     lease = Lease.from_dict(
         {
             "term": numbers[0], "counter": numbers[1], "holder": parts[2],
@@ -1133,7 +1149,8 @@ def _lease_from_name(name: str) -> Tuple[Lease, int]:
         }
     )  # fmt: skip
     # Another spelling of the same value is a copy that somebody made, not a lease
-    _check(_lease_name(lease, numbers[4]) == name, "not the name of a lease", name)
+    ours = _lease_name(lease, numbers[4]) == "_".join(parts[:9])
+    _check(ours, "not the name of a lease", name)
     return lease, numbers[4]
 
 
@@ -1200,8 +1217,11 @@ class SharedFsStorageBackend(StorageBackend):
     # ---- which store is this?
 
     def open(self, cluster_name: str) -> str:
+        folder = self._folder
         self._set_folder("cluster-" + _quote(cluster_name))
         try:
+            if self._cluster_id and self._folder == folder:
+                self._check_identity()  # the store under another root is none of ours
             if not os.path.isdir(self._folder):
                 self._bootstrap()
             self._cluster_id = self._opened_id()
@@ -1272,10 +1292,16 @@ class SharedFsStorageBackend(StorageBackend):
         """
         if not self._cluster_id:
             raise StorageError("%s: not opened" % self.path)
-        if os.path.isfile(os.path.join(self._identity.folder, self._cluster_id)):
-            return self._cluster_id
+        path = os.path.join(self._identity.folder, self._cluster_id)
         try:
-            same_root = self._root_identity() == self._root
+            root = self._root_identity()
+            if os.path.isfile(path):
+                # Mounted again, it has a new device; but not if that was just now:
+                # the root looked at may be the empty folder below
+                if root != self._root and root == self._root_identity():
+                    self._root = root
+                return self._cluster_id
+            same_root = root == self._root
             found = self._stored_id()
         except OSError as error:
             raise _why(error, self.path) from error
@@ -1320,14 +1346,17 @@ class SharedFsStorageBackend(StorageBackend):
     # ---- reading
 
     def read(self, fresh: bool = False) -> Snapshot:
-        cluster_id = self._check_identity()
+        before = self._check_identity()
         try:
             if fresh:
                 self._lease.refresh()
-            lease = self._read_lease()
-            if lease is None:  # or has the share been unmounted in between?
-                cluster_id = self._check_identity()
-            return Snapshot(cluster_id, lease, self._read_nodes())
+                _refresh(self._nodes)
+            lease, nodes = self._read_lease(), self._read_nodes()
+            # Asked again: a share unmounted meanwhile is no cluster without members
+            cluster_id = self._check_identity()
+            if cluster_id != before:
+                raise StorageError("%s was replaced during a read" % self.path)
+            return Snapshot(cluster_id, lease, nodes)
         except OSError as error:
             raise _why(error, self._folder) from error
 
@@ -1501,7 +1530,10 @@ class SharedFsStorageBackend(StorageBackend):
         if expected_name is not None:
             old, counter = _lease_from_name(expected_name)
             same_term = (old.term, old.holder) == (new.term, new.holder)
-            if same_term and self._read_roster(old, counter) == new.roster:
+            path = os.path.join(self._roster_folder, self._roster_name(old, counter))
+            same = same_term and self._read_roster(old, counter) == new.roster
+            # Known here, but lost there, it is unknown to all others
+            if same and os.path.isfile(path):
                 return counter
         name = self._roster_name(new, new.counter)
         _make_folder(self._roster_folder)

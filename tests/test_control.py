@@ -103,7 +103,8 @@ class Lab:
 
     def records(self):
         folder = os.path.join(self.path, "cluster-lab", "nodes")
-        return os.listdir(folder) if os.path.isdir(folder) else []
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        return [name for name in names if name.startswith("node-")]  # no probes
 
     def close(self):
         for storage in self.storages:
