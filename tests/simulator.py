@@ -1776,12 +1776,15 @@ def run_range(first: int, seeds: int, jobs: int, seconds: float) -> Tally:
             if time.time() > tally.began + seconds:
                 break
         return tally
+    batch = 32 * jobs  # so that there is nothing to be broken off in the end
     with multiprocessing.Pool(jobs) as pool:
-        for result in pool.imap(run_seed, numbers, chunksize=4):
-            tally.add(result)
+        for start in range(0, seeds, batch):
+            for result in pool.map(run_seed, numbers[start : start + batch], 4):
+                tally.add(result)
             if time.time() > tally.began + seconds:
-                pool.terminate()
                 break
+        pool.close()
+        pool.join()
     return tally
 
 
