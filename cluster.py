@@ -1623,7 +1623,9 @@ class Peer:
     __slots__ = (
         "appeared", "asked_at", "dead_at", "dismissed", "ever", "examined_at",
         "flags", "flags_at", "heard", "incarnation", "left", "linked_at",
+        "linked_since",
         "missing_since", "newest", "newest_at", "notice", "offer_at", "record",
+        "record_at",
         "reported", "running_at", "running_term", "stopped_term", "vouch",
         "vouched_at",
     )  # fmt: skip
@@ -1636,6 +1638,7 @@ class Peer:
         self.appeared = False  # its record came while we watched: newly joined
         self.ever = False  # a heartbeat of it came in that echoed one of ours
         self.linked_at = -FOREVER  # when that was last so
+        self.linked_since = now  # since when it has not been lost
         self.heard = now  # the same, with the grace that it is given
         self.newest = 0  # the newest `sent` of its heartbeats: what we echo
         self.newest_at = -FOREVER  # when that one came in
@@ -1654,6 +1657,7 @@ class Peer:
         self.left = False
         self.dead_at: Optional[float] = None  # when its death was proven
         self.dismissed = False  # its record was removed, for this loss
+        self.record_at = now  # when its record was last news
         self.reported = False  # its loss was logged
         self.asked_at = -FOREVER  # last time it was sent an *answer now*
         self.examined_at = -FOREVER
@@ -1781,6 +1785,7 @@ class Core:
         self._retry_at = -FOREVER
         self._write_wanted = False
         self._noticed_at = -FOREVER
+        self._news_at = -FOREVER  # when the record last became news for the holder
         self._offer = 0
         self._offer_asked = 0
         self._removals: Dict[str, str] = {}  # incarnation -> name, of our own name
@@ -2120,6 +2125,8 @@ class Core:
         if peer.record and peer.missing_since is not None:
             # Not written back by a living node, which would count on
             peer.dismissed = peer.dismissed and record.notice > peer.record.notice
+        if record != peer.record or peer.missing_since is not None:
+            peer.record_at = self._now
         peer.record, peer.missing_since = record, None
         peer.stopped_term = max(peer.stopped_term, record.stopped_term)
         notice = (record.running_term, record.notice)
@@ -2163,8 +2170,17 @@ class Core:
             if mine is None and not self._write_wanted:
                 self._say(logging.INFO, "this node's record was removed; it is back")
                 # News: what the dead wrote may land late, and is to be removed again
-                self.record = self.record._replace(notice=self.record.notice + 1)
+                self._make_news()
             self._write_wanted = True
+        elif self._news_at > -FOREVER and self._lost_term():
+            # The holder cannot hear that this node, which it removed, lives
+            if self._now >= self._news_at + self.timings.detection_time:
+                self._make_news()
+
+    def _make_news(self) -> None:
+        self._news_at = self._now
+        self.record = self.record._replace(notice=self.record.notice + 1)
+        self._write_wanted = True
 
     def _is_lost(self, peer: Peer) -> bool:
         if peer.left or peer.dead_at is not None:
@@ -2323,6 +2339,8 @@ class Core:
             peer.vouch = max(peer.vouch, sent_at)
 
     def _link_shown(self, peer: Peer) -> None:
+        if peer.reported or not peer.ever:
+            peer.linked_since = self._now
         if peer.reported and not peer.left and peer.dead_at is None:
             self._say(logging.INFO, "node %r is heard again", peer.name)
             peer.reported = peer.dismissed = False
@@ -2607,8 +2625,21 @@ class Core:
             peer = self.peers.get(incarnation)
             if peer is None or self._is_lost(peer) or peer.flags_at < recent:
                 continue
+            if not self._is_steady(peer):
+                continue
             votes += peer.flags is not None and peer.flags.lost == lease.term
         return votes * 2 > len(roster) + 1
+
+    def _is_steady(self, peer: Peer) -> bool:
+        """Has it been heard for long enough for everybody else to be heard as well?
+
+        When a network heals, the first heartbeat is that of anybody: two members
+        must not depose the holder because they have heard each other before it, nor
+        must the holder dismiss one of them because it has heard the other.
+        """
+        steady_at = peer.linked_since + 2 * self.timings.hb_interval
+        self._wake(steady_at)
+        return self._now >= steady_at
 
     def _rank(self, lease: Optional[Lease]) -> int:
         """How many live candidates, whom this node hears, are more senior."""
@@ -2702,12 +2733,15 @@ class Core:
                 freeze_limit=max(new.freeze_limit, lease.freeze_limit),
                 stop_timeout=max(new.stop_timeout, lease.stop_timeout),
             )
-        seen_at = self._seen_at
-        if self._rolled_back_at is not None:
-            seen_at = max(seen_at, self._rolled_back_at)
+        seen_at, term_seen_at = self._seen_at, self._term_seen_at
+        if lease is not None and self._rolled_back_at is not None:
+            # The register has forgotten whoever held it in between. Nobody of them
+            # can renew once this claim has landed, so it hides them like a lease.
+            lease = lease._replace(started=False)
+            seen_at = term_seen_at = self._now
         holder = self.peers.get(lease.holder) if lease else None
         self._deposed = Deposed(
-            lease, seen_at, self._term_seen_at,
+            lease, seen_at, term_seen_at,
             holder.vouched_at if holder else -FOREVER,
         )  # fmt: skip
         self._doubt = self._issue(Swap(self._stored, new), "claim")
@@ -2887,7 +2921,8 @@ class Core:
         return self._now - peer.heard >= long_lost and self._in_company(roster)
 
     def _in_company(self, roster: FrozenSet[str]) -> bool:
-        heard = sum(not self._is_lost(self._peer(i)) for i in roster)
+        peers = [self._peer(i) for i in sorted(roster)]
+        heard = sum(not self._is_lost(p) and self._is_steady(p) for p in peers)
         return (1 + heard) * 2 > len(roster) + 1
 
     def _is_replaced(self, peer: Peer) -> bool:
@@ -3355,9 +3390,13 @@ class Core:
             return None
         for record in self.records.values():
             peer = self.peers[record.incarnation]
-            if self._is_lost(peer) and not peer.dismissed:
+            if self._is_lost(peer) and not (peer.dismissed and self._has_news(peer)):
                 return Remove(record.name, record.incarnation)
         return None
+
+    def _has_news(self, peer: Peer) -> bool:
+        """Whoever lives unheard, and was removed, makes its record news each D."""
+        return self._now < peer.record_at + 4 * self.timings.detection_time
 
     def _choose_read(self) -> Optional[Request]:
         if self._is_paused() or self._leaving:

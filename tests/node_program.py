@@ -149,8 +149,7 @@ class Node:
 
     def close(self):
         if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+            self.kill()  # noted, since a survivor may take over within milliseconds
         self.reader.join(5)
         self.process.stdin.close()
         self.process.stdout.close()

@@ -217,7 +217,8 @@ class Plan:
         return timings(*base, lease=lease, freeze=freeze, stop=stop)
 
     def all_timings(self) -> List[Timings]:
-        return [self.common] + [self.timings[n] for n in self.names if n in self.timings]
+        own = [self.timings[name] for name in self.names if name in self.timings]
+        return [self.common] + own
 
     def _roll_hosts(self, dice: Dice) -> None:
         hosts = dice.pick(("own", "own", "own", "one", "mixed"))
@@ -268,7 +269,7 @@ class Plan:
         check = max(t.check_interval for t in every)
         interval = max(t.hb_interval for t in every)
         slow = max(t.stop_timeout for t in every) if self.long_callbacks else 1.0
-        bound = longest * 1.05 + 3 * detection + 4 * interval + 2 * slow + 10.0
+        bound = longest * 1.05 + 7 * detection + 4 * interval + 2 * slow + 10.0
         return bound + check * (2 + len(self.names) / 2)
 
 
@@ -594,7 +595,7 @@ class CallbackThread:
         self._is_due = False
         action = self.queue.pop(0)
         if action.kind == "start" and not process.may_start(action.term):
-            process.world.note(process, "start callback of term %d skipped", action.term)
+            process.world.note(process, "start of term %d skipped", action.term)
             process.tell(CallbackEnded("start", action.term, skipped=True))
             self._next()
             return
@@ -700,7 +701,8 @@ class Process:
         try:
             actions = self.core.step(local, *events)
         except Exception:
-            raise Broken("S4", "%r: the core raised\n%s" % (self, traceback.format_exc()))
+            text = "%r: the core raised\n%s"
+            raise Broken("S4", text % (self, traceback.format_exc()))
         readers.look_again(self, local)
         if self.core.role != self.role:
             world.note(self, "%s -> %s", self.role, self.core.role)
@@ -1411,7 +1413,8 @@ class World:
         self.run(seconds)
         why = self.unsettled()
         if why or (self.judge.moved_at != moved_at and self.last_boot == boots):
-            raise Broken("liveness", "restless long after healing: %s\n%s" % (why, self))
+            text = "restless long after healing: %s\n%s"
+            raise Broken("liveness", text % (why, self))
 
     def shut_down(self) -> None:
         """Tells every node to stop, and sees that it does, storage or not."""

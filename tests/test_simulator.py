@@ -97,8 +97,18 @@ def test_the_kernel_tells_of_a_death_on_the_same_host_at_once():
     assert wait_for_start(world, 1.0) < 0.02
 
 
-def test_without_all_udp_the_same_node_stays_primary_and_all_come_back_as_they_were():
-    world = settled()
+@pytest.mark.parametrize("phase", range(12))
+def test_without_all_udp_the_same_node_stays_primary_and_all_come_back_as_they_were(
+    phase,
+):
+    # Who beats first when it heals? Two members that hear each other before they
+    # hear the primary must not depose it.
+    world = World(Plan(3), seed=phase)
+    for name in ("n1", "n2", "n3"):
+        world.boot(name)
+        world.run(H * world.dice.roll())
+    world.wait_for(world.is_settled, 10 * D)
+    world.run(2 * D)
     primary = world.primary()
     numbers = {p.name: p.core.record.join_number for p in world.alive}
     world.cut_all()
@@ -348,6 +358,19 @@ def test_a_primary_that_finds_itself_paused_reads_false_and_stops_at_once():
     assert world.judge.one.active.get(primary) != term
 
 
+def test_a_start_that_comes_too_late_is_skipped_with_its_stop():
+    # The process is stopped between the decision and the callback
+    world = World(Plan(1))
+    node = world.boot("n1")
+    world.wait_for(lambda: node.core.role == cluster.PRIMARY, 1.0)
+    term = node.core.primacy[0]
+    node.pause(R + 1.0)
+    took = wait_for_start(world, 2 * R + 2)
+    assert took > R and world.judge.one.active[node] > term
+    world.run(D)
+    assert starts(world) == 1 and node.is_primary
+
+
 def test_a_stalled_heartbeat_thread_lets_nobody_read_true_past_the_lease():
     world = settled()
     primary = world.primary()
@@ -380,6 +403,20 @@ def test_a_record_of_the_dead_that_lands_late_is_removed_again():
     world.run(2 * D)
     world.set_storage("ok")
     world.run(2 * D)
+    assert world.is_settled()
+
+
+def test_who_was_cut_off_and_came_back_by_record_only_is_removed_once_it_is_dead():
+    world = settled()
+    primary, member = world.primary(), world.others()[0]
+    world.isolate(member.name)
+    world.wait_for(lambda: member.name not in primary.core.records, 2 * D)
+    world.wait_for(lambda: member.name in primary.core.records, 3 * C)
+    for _ in range(40 * int(D)):  # it is dropped once, however long this lasts
+        world.run(1.0)
+        assert member.name in primary.core.records
+    world.crash(member.name)
+    world.run(6 * D)
     assert world.is_settled()
 
 
@@ -630,6 +667,21 @@ def the_end_of_an_outage(core):
         raise Broken("liveness", "the end of an outage is no reason to hand over")
 
 
+def a_network_that_heals(core):
+    for seed in range(40):  # in some, the members hear each other first
+        world = World(Plan(3), seed, core)
+        for name in ("n1", "n2", "n3"):
+            world.boot(name)
+            world.run(H * world.dice.roll())
+        world.wait_for(world.is_settled, 10 * D)
+        world.cut_all()
+        world.run(3 * D)
+        world.heal_network()
+        world.run(3 * D)
+        if starts(world) != 1:
+            raise Broken("liveness", "a primary that was well was deposed")
+
+
 def one_claim_that_fails(core):
     world = World(Plan(1), core_class=core)
     node = world.boot("n1", start=False)
@@ -784,6 +836,11 @@ class ClaimsOnlyOnce(cluster.Core):
             super()._claim_or_read(lease)
 
 
+class DeposesAtTheFirstVote(cluster.Core):
+    def _is_steady(self, peer):
+        return True
+
+
 class HeedsGhosts(cluster.Core):
     def _is_alive(self, peer):
         return not self._is_lost(peer)
@@ -814,6 +871,7 @@ BITES = [
      a_cut_off_primary_whose_members_have_no_storage_for_a_while, "liveness"),
     (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
     (ClaimsOnlyOnce, one_claim_that_fails, "liveness"),
+    (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
 ]  # fmt: skip
 SCHEDULES_OF = sorted({case[1] for case in BITES}, key=lambda s: s.__name__)
@@ -832,7 +890,14 @@ def test_the_simulator_catches_a_core_that(core, schedule, promises):
     assert caught.value.promise in promises.split()
 
 
-@pytest.mark.parametrize("core", [StartsWithoutWaiting, TakesAnyVouchForAll,
-                                  RunsNoStopCallback, SaysStoppedBeforeItHas])  # fmt: skip
+@pytest.mark.parametrize(
+    "core",
+    [
+        StartsWithoutWaiting,
+        TakesAnyVouchForAll,
+        RunsNoStopCallback,
+        SaysStoppedBeforeItHas,
+    ],
+)
 def test_random_schedules_alone_catch_it_too(core):
     assert any(run_seed(seed, core).broken for seed in range(100))
