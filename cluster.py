@@ -54,6 +54,7 @@ from __future__ import annotations
 import atexit
 import collections
 import errno
+import functools
 import json
 import logging
 import math
@@ -1115,8 +1116,8 @@ class _Register:
             pass
 
 
-def _is_temporary(name: str) -> bool:
-    return name.startswith("tmp-") and _is_id(name[4:])
+def _is_temporary(name: str, prefix: str = "tmp-") -> bool:
+    return name.startswith(prefix) and _is_id(name[len(prefix) :])
 
 
 def _lease_order(name: str) -> Tuple[int, int]:
@@ -1134,6 +1135,7 @@ def _lease_name(lease: Lease, roster_counter: int) -> str:
     return "_".join(map(str, fields))
 
 
+@functools.lru_cache(maxsize=16)  # each listing asks for the same few again
 def _lease_from_name(name: str) -> Tuple[Lease, int]:
     """The lease (its roster unknown) and the counter that names its roster."""
     parts = name.split("_", 9)  # what a later version appends is ignored
@@ -1240,7 +1242,7 @@ class SharedFsStorageBackend(StorageBackend):
                 "(create=True makes a new one)" % self.path
             )
         if self._root != (0, 0) and self._root_identity() != self._root:
-            self._is_gone()
+            self._raise_gone()
         _make_folders(self.path)
         temporary = os.path.join(self.path, "tmp-cluster-" + _random_id())
         os.mkdir(temporary, 0o775)
@@ -1306,10 +1308,10 @@ class SharedFsStorageBackend(StorageBackend):
         except OSError as error:
             raise _why(error, self.path) from error
         if not same_root and found != self._cluster_id:
-            self._is_gone()
+            self._raise_gone()
         return found
 
-    def _is_gone(self) -> None:
+    def _raise_gone(self) -> None:
         text = "%s is gone: not the folder that it was; is the share mounted?"
         raise StorageError(text % self.path)
 
@@ -1571,8 +1573,7 @@ def _clean_folder(folder: str, prefix: str, before: float) -> None:
     for name in names:
         path = os.path.join(folder, name)
         try:
-            ours = name.startswith(prefix) and _is_id(name[len(prefix) :])
-            if ours and os.lstat(path).st_mtime < before:
+            if _is_temporary(name, prefix) and os.lstat(path).st_mtime < before:
                 _unlink(path)
                 _remove_folder(path)
         except OSError:
@@ -1623,11 +1624,9 @@ class Peer:
     __slots__ = (
         "appeared", "asked_at", "dead_at", "dismissed", "ever", "examined_at",
         "flags", "flags_at", "heard", "incarnation", "left", "linked_at",
-        "linked_since",
-        "missing_since", "newest", "newest_at", "notice", "offer_at", "record",
-        "record_at",
-        "reported", "running_at", "running_term", "stopped_term", "vouch",
-        "vouched_at",
+        "linked_since", "missing_since", "newest", "newest_at", "notice", "offer_at",
+        "record", "record_at", "reported", "running_at", "running_term",
+        "stopped_term", "vouch", "vouched_at",
     )  # fmt: skip
 
     def __init__(self, incarnation: str, now: float) -> None:
@@ -1951,12 +1950,9 @@ class Core:
     def _storage_failed(self, pending: Pending, error: str) -> None:
         self._note_failure(pending, error)
         self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
-        if isinstance(pending.request, Read):
-            self._read_wanted = False
-        else:
-            # Reading tells what became of it, and whether the store is still ours;
-            # a write that fails for good must not keep this node from reading.
-            self._read_wanted = True
+        # Reading tells what became of it, and whether the store is still ours; a
+        # write that fails for good must not keep this node from reading.
+        self._read_wanted = not isinstance(pending.request, Read)
         if pending.purpose == "release":
             self._release_at = self._now + self.timings.renewal_period
         if isinstance(pending.request, Join):
@@ -2285,12 +2281,20 @@ class Core:
             self._namesake_lives(probe)
 
     def _heard_stranger(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
-        # Whoever joined while our storage hung may be a claimant: it must be told
-        # that callbacks still run here
-        if heartbeat.answer or self.role is STOPPING:
+        if self._must_answer(heartbeat, None):
             self._send(source, heartbeat.sender, 0)  # no echo: not a vouch either
         if not heartbeat.leaving:
             self._prompt_read(heartbeat.sender)
+
+    def _must_answer(
+        self, heartbeat: Heartbeat, record: Optional[NodeRecord]
+    ) -> bool:
+        """True if it asks, or if it would not hear of us otherwise.
+
+        Whoever joined while our storage hung may be a claimant, and must be told
+        that callbacks still run here; without its record it gets no heartbeats.
+        """
+        return heartbeat.answer or (self.role is STOPPING and record is None)
 
     def _prompt_read(self, sender: str) -> None:
         """A sender prompts at most one read per check interval."""
@@ -2321,8 +2325,7 @@ class Core:
             self._prompt_read(peer.incarnation)
         if heartbeat.holder:
             self._heard_lease(heartbeat)
-        unread = self.role is STOPPING and peer.record is None  # as for a stranger
-        if (heartbeat.answer or unread) and not peer.left:
+        if self._must_answer(heartbeat, peer.record) and not peer.left:
             address = peer.record.address if peer.record else source
             self._send(address, peer.incarnation, peer.newest)
 
@@ -2446,24 +2449,21 @@ class Core:
         self._wake(self._next_beat)
 
     def _receivers(self) -> List[Peer]:
-        roster: FrozenSet[str] = frozenset()
-        if self.lease is not None and self.lease.roster:
-            roster = self.lease.roster
-        # A claimant asks on: the one whom it deposed may have to say that it runs
-        lease = self._deposed.lease if self.role is CLAIMANT else None
-        deposed = lease.holder if lease is not None else None
+        needed: Set[str] = set(self.lease.roster or ()) if self.lease else set()
+        if self.role is CLAIMANT and self._deposed.lease is not None:
+            # Asked on: whoever was deposed may have to say that its callbacks run
+            needed.add(self._deposed.lease.holder)
         return [
             peer
             for peer in self.peers.values()
             if peer.record
+            and peer.dead_at is None
             and (
                 peer.missing_since is None
-                or peer.incarnation in roster
+                or peer.incarnation in needed
                 # a wiped store takes the records, not the nodes
                 or not self._is_lost(peer)
-                or peer.incarnation == deposed
             )
-            and peer.dead_at is None
         ]
 
     # ---- the lease as others know it

@@ -167,6 +167,15 @@ def primaries(nodes):
     return [node for node in nodes if node.is_primary()]
 
 
+def settled(nodes):
+    """Waits until all are active and one of them is the primary; returns that one."""
+    names = sorted(node.name for node in nodes)
+    until(lambda: all(node.all("joined") for node in nodes))
+    until(lambda: len(primaries(nodes)) == 1)
+    until(lambda: all(node.ask()["active"] == names for node in nodes))
+    return primaries(nodes)[0]
+
+
 def overlaps(nodes):
     """Pairs of nodes that were primary at one time: from the start callback's begin
     to the stop callback's end, or the kill."""

@@ -8,7 +8,7 @@ import time
 import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from node_program import Node, overlaps, primaries, until  # noqa: E402
+from node_program import Node, overlaps, primaries, settled, until  # noqa: E402
 
 pytestmark = [
     pytest.mark.processes,
@@ -30,16 +30,8 @@ class Lab:
 
     def trio(self, **settings):
         nodes = [self.node(name, **settings) for name in "abc"]
-        self.settled(nodes)
+        settled(nodes)
         return nodes
-
-    def settled(self, nodes):
-        """All are active, one of them is the primary, which is returned."""
-        names = sorted(node.name for node in nodes)
-        until(lambda: all(node.all("joined") for node in nodes))
-        until(lambda: len(primaries(nodes)) == 1)
-        until(lambda: all(node.ask()["active"] == names for node in nodes))
-        return primaries(nodes)[0]
 
     def close(self):
         for node in self.nodes:
@@ -115,7 +107,7 @@ def test_corrupt_and_foreign_files_in_the_folder_harm_nothing(lab):
         (path / "0_broken").write_bytes(b"\0\xff")
         (path / "folder").mkdir()
     newcomer = lab.node("d")
-    lab.settled(nodes + [newcomer])
+    settled(nodes + [newcomer])
     assert first.is_primary() and (lab.folder / "cluster-lab/nodes/README.txt").exists()
 
 
@@ -131,7 +123,7 @@ def test_a_folder_that_is_taken_away_freezes_and_comes_back(lab):
     assert first.ask()["term"] == term and primaries(nodes) == [first]
     away.rename(lab.folder)
     until(lambda: all(node.ask()["storage"] == "ok" for node in nodes))
-    assert lab.settled(nodes) is first and first.ask()["term"] == term
+    assert settled(nodes) is first and first.ask()["term"] == term
     assert not any(node.all("exit") for node in nodes)
 
 
@@ -165,7 +157,7 @@ def test_after_all_were_killed_a_restart_has_a_primary_at_once(lab):
         node.process.wait()
     again = [lab.node(name) for name in "abc"]
     until(lambda: primaries(again), 5)
-    lab.settled(again)
+    settled(again)
     assert again[0].ask()["nodes"] == ["a", "b", "c"]
 
 

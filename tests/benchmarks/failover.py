@@ -12,7 +12,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-from node_program import Node, primaries, until  # noqa: E402
+from node_program import Node, primaries, settled, until  # noqa: E402
 
 SETTINGS = dict(hb_interval=1 / 3, hb_timeout=1, hb_missed_count=2, check_interval=1)
 DETECTION = 2.0  # hb_timeout + (hb_missed_count - 1) * check_interval
@@ -22,14 +22,6 @@ def show(what, seconds):
     line = "%-46s median %8.1f ms, worst %8.1f ms, %d times"
     median = statistics.median(seconds)
     print(line % (what, 1e3 * median, 1e3 * max(seconds), len(seconds)), flush=True)
-
-
-def settled(nodes):
-    until(lambda: all(node.all("joined") for node in nodes))
-    until(lambda: len(primaries(nodes)) == 1)
-    names = sorted(node.name for node in nodes)
-    until(lambda: all(node.ask()["active"] == names for node in nodes))
-    return primaries(nodes)[0]
 
 
 def failovers(folder, count, proof):
