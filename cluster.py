@@ -1949,7 +1949,10 @@ class Core:
 
     def _storage_failed(self, pending: Pending, error: str) -> None:
         self._note_failure(pending, error)
-        self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
+        if pending.purpose != "renew":
+            # Not after a renewal: the next one, due by then, would go before the read
+            # again and again, and a holder would never find that its store was wiped.
+            self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
         # Reading tells what became of it, and whether the store is still ours; a
         # write that fails for good must not keep this node from reading.
         self._read_wanted = not isinstance(pending.request, Read)
@@ -2285,6 +2288,8 @@ class Core:
             self._send(source, heartbeat.sender, 0)  # no echo: not a vouch either
         if not heartbeat.leaving:
             self._prompt_read(heartbeat.sender)
+        if heartbeat.holder:
+            self._depose_too(heartbeat)
 
     def _must_answer(
         self, heartbeat: Heartbeat, record: Optional[NodeRecord]
@@ -2358,6 +2363,7 @@ class Core:
     def _heard_lease(self, heartbeat: Heartbeat) -> None:
         known = self.lease
         stamp = (heartbeat.term, heartbeat.counter)
+        self._depose_too(heartbeat)
         if known is not None and stamp <= known.stamp:
             return
         if known is None or heartbeat.term > known.term or heartbeat.released:
@@ -2366,6 +2372,28 @@ class Core:
             self._challenge = self._refuted = heartbeat.term
             self._read_wanted = True
         self._see(self._lease_from(heartbeat, known))
+
+    def _depose_too(self, heartbeat: Heartbeat) -> None:
+        """Waits for a holder that the register did not show when it was claimed.
+
+        Heard of while the claim was on its way, or later: the register was wiped or
+        rolled back. That holder may freeze with a roster which we are not in.
+        """
+        deposed = self._deposed.lease
+        if heartbeat.term >= self._claimed_term():
+            return
+        if deposed is None or heartbeat.term > deposed.term:
+            lease = self._lease_from(heartbeat, self.lease)
+            lease = lease._replace(duration=lease.duration + lease.freeze_limit)
+            self._deposed = Deposed(lease, self._now, self._now, self._now)
+
+    def _claimed_term(self) -> int:
+        """The term for which this node's claim is on its way, or waits; 0: none."""
+        if self.role is CLAIMANT:
+            return self._term()
+        if self._doubt is not None and isinstance(self._doubt.request, Swap):
+            return self._doubt.request.new.term
+        return 0
 
     def _lease_from(self, heartbeat: Heartbeat, known: Optional[Lease]) -> Lease:
         """What a heartbeat tells of the lease; the rest as last read, or unknown."""
@@ -2667,6 +2695,23 @@ class Core:
         heard = any(p.ever and not self._is_lost(p) for p in present)
         return 0.0 if heard or not present else self.timings.detection_time
 
+    def _acquainted_at(self, lease: Optional[Lease]) -> float:
+        """When this node will have heard, or lost, every member more senior than it.
+
+        A newcomer that finds no lease, or a released one, may have come to a register
+        that was wiped or rolled back under a primary. The others know of it.
+        """
+        if lease is not None and self._is_proven_dead(lease):
+            return -FOREVER
+        strangers = [
+            peer.heard + self.timings.detection_time
+            for peer in self.peers.values()
+            if not peer.ever and peer.record and peer.missing_since is None
+            and peer.record.seniority < self.record.seniority
+            and not self._is_lost(peer)
+        ]  # fmt: skip
+        return max(strangers, default=-FOREVER)
+
     def _judged(self) -> Optional[Lease]:
         """The lease to claim over: the last one seen stands even if it is gone."""
         if self._stored is None or self._rolled_back_at is not None:
@@ -2693,6 +2738,7 @@ class Core:
             self._claim_from = self._now
         wait = self._rank(lease) * self.timings.check_interval / 2
         due = self._claim_from + max(wait, self._isolation_wait(lease))
+        due = max(due, self._acquainted_at(lease))
         if self._now < due:
             self._wake(due)
         else:
@@ -2713,11 +2759,12 @@ class Core:
 
     def _claim(self, lease: Optional[Lease]) -> None:
         timings = self.timings
-        term = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
-        term = max(term + 1, self._least_term)
-        if self._stored is None:
-            # Wall clock, as it was told at the start of this core and goes on since
-            term = max(term, self.first_term + int(self._now - self._epoch))
+        known = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
+        # The wall clock, as it was told at the start of this core and goes on since:
+        # who has just joined may know nothing of the terms that a register held
+        # before it was wiped or rolled back.
+        wall_clock = self.first_term + int(self._now - self._epoch)
+        term = max(known + 1, self._least_term, wall_clock)
         self._counter += 1
         roster = (lease.roster if lease else None) or frozenset()
         new = Lease(

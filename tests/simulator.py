@@ -289,6 +289,7 @@ class Store:
         self.hidden_roster: Optional[Lease] = None  # its side file cannot be read
         self.copies: List[Tuple[float, Optional[Lease], Dict[Any, NodeRecord]]] = []
         self.keeps_copies = world.plan.family in ("directed", "wipes", "replaced")
+        self.generation = 0  # of the register: how often it was made anew
         self._ids = 0
         self._join_number = 0
         self._snapshot: Optional[Snapshot] = None
@@ -372,6 +373,7 @@ class Store:
         """Loses `all` with its identity, the `lease`, or the `nodes`."""
         if what in ("all", "lease"):
             self.lease = None
+            self.generation += 1
         if what in ("all", "nodes"):
             self.nodes = {}
         if what == "all":
@@ -389,6 +391,7 @@ class Store:
             if at > to:
                 break
             self.lease, self.nodes = lease, dict(nodes)
+        self.generation += 1
         self._snapshot = None
 
     def hide_roster(self) -> None:
@@ -485,6 +488,8 @@ class Mount:
         world = self.world
         try:
             reply = Returned(call_id, world.store.apply(request))
+            if type(request) is Read:
+                process.reads[call_id] = world.store.generation
         except StorageError as error:
             reply = Returned(call_id, None, str(error))
         if type(request) is Swap:
@@ -649,6 +654,7 @@ class Process:
         self.joined = self.asked_to_stop = False
         self.ended = ""  # how: finished, crashed, failed to join
         self.backlog: List[Any] = []
+        self.reads: Dict[int, int] = {}  # call id -> generation that it has read
         self.callbacks = CallbackThread(self)
         # What readers of is_primary have been told: terms that are over for good
         self.lapsed: Set[int] = set()
@@ -698,6 +704,8 @@ class Process:
         self._count_step(events)
         readers = world.judge.readers
         readers.look(self, local)
+        if world.store.keeps_copies:
+            world.judge.known.told(self, events)
         try:
             actions = self.core.step(local, *events)
         except Exception:
@@ -909,6 +917,8 @@ class OnePrimary:
         now = self.world.now
         if other.paused:  # nobody has looked yet: the lease runs by the clock
             self.world.judge.readers.look(other, other.clock.local(now))
+        if self.world.judge.known.excuses(other, successor):
+            return "the register was made anew, and neither could know"
         if other.is_primary:
             return None
         if other.was_paused_since(other.lapsed_at):
@@ -991,6 +1001,8 @@ class Readers:
             raise Broken("S3", "%r reads true as %s" % (process, process.core.role))
         for other in list(self._told_true):
             if other is not process and other.alive and other.is_primary:
+                if self.world.judge.known.excuses(other, process):
+                    continue
                 text = "%r and %r both read true, in terms %d and %d"
                 text %= process, other, term, self._told_true[other]
                 raise Broken("S3", text)
@@ -1056,19 +1068,83 @@ class Leases:
         self.world = world
         self._seen: Dict[Tuple[int, int, str], Lease] = {}
         self._claims: Dict[str, float] = {}
+        self._generations: Dict[Tuple[str, int], int] = {}
 
     def swapped(self, lease: Lease) -> None:
         key = (lease.term, lease.counter, lease.holder)
         if self._seen.setdefault(key, lease) is not lease:
             raise Broken("S1", "the lease %s is written twice" % (key,))
+        self._generations.setdefault(
+            (lease.holder, lease.term), self.world.store.generation
+        )
         if not lease.started:
             self._claims.setdefault("%s %d" % (lease.holder, lease.term),
                                     self.world.now)  # fmt: skip
+
+    def generation_of(self, process: Process, term: int = 0) -> int:
+        """Of the register in which it has claimed that term (its present one)."""
+        key = (process.incarnation, term or process.core.primacy[0])
+        return self._generations.get(key, self.world.store.generation)
 
     def claimed_at(self, process: Process) -> float:
         term = process.core.primacy[0]
         key = "%s %d" % (process.incarnation, term)
         return self._claims.get(key, self.world.now)
+
+
+class Known:
+    """Who was told what of a register that was made anew. Excuses by that.
+
+    A register that was wiped or rolled back, or another one in its place, is not
+    linearizable: assumption (a) of S1 fails from then until its holder has found out.
+    Nobody can know better than a successor that claimed the new register, was never
+    shown the holder's term, in storage or heartbeats, and was not shown its record
+    either (or has waited for a detection time to hear from it); and on the other side
+    a holder without the answer to a read of the new register, or just stopping.
+    """
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self._terms: Dict[Process, Dict[int, float]] = {}  # told of a term, when
+        self._records: Dict[Process, Dict[str, float]] = {}  # and of an incarnation
+        self._reads: Dict[Process, List[Tuple[int, float]]] = {}  # generation, when
+
+    def told(self, process: Process, events: Any) -> None:
+        for event in events:
+            if type(event) is Heard:
+                self._told_term(process, event.heartbeat.term)
+            elif type(event) is Returned and event.id in process.reads:
+                self._read(process, process.reads.pop(event.id), event.result)
+
+    def _told_term(self, process: Process, term: int) -> None:
+        self._terms.setdefault(process, {}).setdefault(term, self.world.now)
+
+    def _read(self, process: Process, generation: int, snapshot: Snapshot) -> None:
+        reads = self._reads.setdefault(process, [(-1, 0.0)])
+        if generation > reads[-1][0]:
+            reads.append((generation, self.world.now))
+        if snapshot.lease is not None:
+            self._told_term(process, snapshot.lease.term)
+        records = self._records.setdefault(process, {})
+        for record in snapshot.nodes:
+            records.setdefault(record.incarnation, self.world.now)
+
+    def excuses(self, other: Process, successor: Process) -> bool:
+        """Did the successor claim in a later generation, neither knowing of it?"""
+        leases, now = self.world.judge.leases, self.world.now
+        term = self.world.judge.one.active.get(other) or other.core.primacy[0]
+        generation = leases.generation_of(successor)
+        if generation <= leases.generation_of(other, term):
+            return False
+        shown = self._terms.get(successor, {}).get(term, now)
+        if shown < now - 4 * self.world.plan.lag:
+            return False
+        met = self._records.get(successor, {}).get(other.incarnation, -cluster.FOREVER)
+        if met > now - successor.timings.detection_time * (1 - DRIFT):
+            return False
+        found = [at for g, at in self._reads.get(other, ()) if g >= generation]
+        budget = other.timings.stop_budget + PROMPT
+        return not found or now < found[0] + budget
 
 
 class Judge:
@@ -1079,6 +1155,7 @@ class Judge:
         self.one = OnePrimary(world)
         self.terms = TermsRise()
         self.readers = Readers(world)
+        self.known = Known(world)
         self.pairs = Pairs(world)
         self.leases = Leases(world)
         self.starts = 0
@@ -1481,10 +1558,13 @@ WEIGHTS: Dict[str, Dict[str, float]] = {
     # The packets stay whole: a store that lies is a fault of its own
     "wipes": dict(
         wipe=1, wipe_lease=1, wipe_nodes=1, roll_back=1.5, step_down=0.5,
-        hidden_roster=1,
+        hidden_roster=1, newcomer=1, crash=0.5, leave=0.5,
     ),  # fmt: skip
-    # Whoever finds a new store has forgotten the old: not mixed with anything
-    "replaced": dict(replace=1),
+    # Whoever finds a new store has forgotten the old
+    "replaced": dict(
+        replace=1, newcomer=1, crash=0.5, leave=0.5, pause=0.3, isolate=0.3, split=0.2,
+        heal_network=1, storage_one=0.3, storage_primary=0.3, heal_storage=1,
+    ),  # fmt: skip
 }
 
 
@@ -1512,11 +1592,8 @@ class Nemesis:
         self._names = list(world.plan.names)
         for name in self._names:
             late = self.dice.between(0, 60) if self.dice.chance(0.2) else 0
-            if world.plan.family in ("wipes", "replaced"):
-                late = 0  # who has seen no lease is entitled to take none for none
             world.at(late or self.dice.between(0, 5), self._boot_if_absent, name)
-        first = 25 if world.plan.family in ("wipes", "replaced") else 5
-        world.at(self.dice.between(first, first + 10), self._strike)
+        world.at(self.dice.between(5, 15), self._strike)
 
     def _strike(self) -> None:
         world = self.world
@@ -1529,10 +1606,7 @@ class Nemesis:
 
     def _boot_if_absent(self, name: str) -> None:
         world = self.world
-        if world.store.cluster_id is None and world.store.copies:
-            # Whoever opens a wiped store makes a new one: a fault of its own
-            world.at(5.0, self._boot_if_absent, name)
-        elif not world.stopping and not any(p.name == name for p in world.alive):
+        if not world.stopping and not any(p.name == name for p in world.alive):
             world.boot(name)
 
     def _anybody(self) -> Process:

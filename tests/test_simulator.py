@@ -645,6 +645,51 @@ def a_wiped_register_under_a_frozen_primary(core):
     world.run(3 * L)
 
 
+def a_wiped_register_and_a_newcomer_that_hears_nobody(core):
+    world = settled(core=core, stop_callback=(0.7, 0.7))
+    world.run(L / 10)
+    world.store.wipe("lease")
+    world.boot("n9")
+    world.isolate("n9")
+    world.run(3 * D)
+
+
+def a_newcomer_that_hears_of_a_lease_while_it_claims_the_wiped_register(core):
+    for phase in range(6):
+        world = settled(core=core, stop_callback=(0.8, 0.8),
+                        common=timings(freeze=300.0))  # fmt: skip
+        world.set_storage("hang", world.primary().name)
+        world.store.wipe("lease")
+        world.store.wipe("nodes")
+        world.run(phase * C / 6)
+        newcomer = world.boot("n9")
+        world.mounts["n9"].swap_reply_delay = 0.5
+        world.wait_for(lambda: newcomer.core.role == cluster.CLAIMANT, 3 * D)
+        world.run(3 * L)
+
+
+def a_register_rolled_back_before_a_newcomer_comes(core):
+    world = World(Plan(2), core_class=core)
+    for name in ("n1", "n2"):
+        node = world.boot(name)
+        world.wait_for(lambda: bool(world.primaries()), 1.0)
+        world.run(D)
+        world.ask_to_stop(node)
+        world.run(1.0)
+    world.store.roll_back(world.now - D - 1.5)
+    world.boot("n3")
+    world.run(3 * D)
+
+
+def a_store_that_is_wiped_and_refuses_renewals(core):
+    world = settled(1, core=core, common=timings(5, 10, 2, 2, lease=5.0))
+    world.run(0.5)
+    world.store.wipe()
+    world.run(2 * C)
+    if world.store.cluster_id is None:
+        raise Broken("liveness", "the holder does not find that its store was wiped")
+
+
 def a_cut_off_primary_whose_members_have_no_storage_for_a_while(core):
     world = settled(core=core, common=timings(freeze=300.0))
     primary = world.primary()
@@ -819,6 +864,32 @@ class TakesAWipedRegisterForANewOne(cluster.Core):
     def _judged(self):
         return self._stored
 
+    def _depose_too(self, heartbeat):
+        pass
+
+
+class ForgetsWhoTheRegisterForgot(cluster.Core):
+    def _depose_too(self, heartbeat):
+        pass
+
+
+class ClaimsBeforeItHasHeardTheOthers(cluster.Core):
+    def _acquainted_at(self, lease):
+        return -cluster.FOREVER
+
+
+class CountsTermsByTheRegisterAlone(cluster.Core):
+    def _issue(self, request, purpose=""):
+        if purpose == "claim" and request.expected is not None:
+            term = request.expected.term + 1
+            request = request._replace(new=request.new._replace(term=term))
+        return super()._issue(request, purpose)
+
+
+class RenewsRatherThanReads(cluster.Core):
+    def _storage_failed(self, pending, error):
+        super()._storage_failed(pending._replace(purpose=""), error)
+
 
 class DismissesThoseWhoMayDeposeIt(cluster.Core):
     def _in_company(self, roster):
@@ -867,6 +938,13 @@ BITES = [
     (RepeatsATerm, an_orderly_stop_with_a_slow_callback, "S2"),
     (RunsNoStopCallback, an_orderly_stop_with_a_slow_callback, "S4"),
     (TakesAWipedRegisterForANewOne, a_wiped_register_under_a_frozen_primary, "S1 S3"),
+    (ForgetsWhoTheRegisterForgot,
+     a_newcomer_that_hears_of_a_lease_while_it_claims_the_wiped_register, "S1 S3"),
+    (ClaimsBeforeItHasHeardTheOthers,
+     a_wiped_register_and_a_newcomer_that_hears_nobody, "S1 S3"),
+    (CountsTermsByTheRegisterAlone, a_register_rolled_back_before_a_newcomer_comes,
+     "S2"),
+    (RenewsRatherThanReads, a_store_that_is_wiped_and_refuses_renewals, "liveness"),
     (DismissesThoseWhoMayDeposeIt,
      a_cut_off_primary_whose_members_have_no_storage_for_a_while, "liveness"),
     (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
