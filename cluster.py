@@ -2759,17 +2759,16 @@ class Core:
 
     def _claim(self, lease: Optional[Lease]) -> None:
         timings = self.timings
-        known = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
-        # The wall clock, as it was told at the start of this core and goes on since:
-        # who has just joined may know nothing of the terms that a register held
-        # before it was wiped or rolled back.
-        wall_clock = self.first_term + int(self._now - self._epoch)
-        term = max(known + 1, self._least_term, wall_clock)
+        seen_at, term_seen_at = self._seen_at, self._term_seen_at
+        if lease is not None and self._rolled_back_at is not None:
+            # The register has forgotten whoever held it in between. Nobody of them
+            # can renew once this claim has landed, so it hides them like a lease.
+            lease = lease._replace(started=False)
+            seen_at = term_seen_at = self._now
         self._counter += 1
-        roster = (lease.roster if lease else None) or frozenset()
         new = Lease(
-            term, self._counter, self.record.incarnation, False, False,
-            roster - {self.record.incarnation},
+            self._next_term(lease), self._counter, self.record.incarnation,
+            False, False, self._inherited_roster(lease),
             timings.lease_duration, timings.freeze_limit, timings.stop_timeout,
         )  # fmt: skip
         if lease is not None and not (lease.started and self._is_free(lease)):
@@ -2780,18 +2779,32 @@ class Core:
                 freeze_limit=max(new.freeze_limit, lease.freeze_limit),
                 stop_timeout=max(new.stop_timeout, lease.stop_timeout),
             )
-        seen_at, term_seen_at = self._seen_at, self._term_seen_at
-        if lease is not None and self._rolled_back_at is not None:
-            # The register has forgotten whoever held it in between. Nobody of them
-            # can renew once this claim has landed, so it hides them like a lease.
-            lease = lease._replace(started=False)
-            seen_at = term_seen_at = self._now
         holder = self.peers.get(lease.holder) if lease else None
         self._deposed = Deposed(
             lease, seen_at, term_seen_at,
             holder.vouched_at if holder else -FOREVER,
         )  # fmt: skip
         self._doubt = self._issue(Swap(self._stored, new), "claim")
+
+    def _next_term(self, lease: Optional[Lease]) -> int:
+        known = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
+        # The wall clock, as it was told at the start of this core and goes on since:
+        # who has just joined may know nothing of the terms that a register held
+        # before it was wiped or rolled back.
+        wall_clock = self.first_term + int(self._now - self._epoch)
+        return max(known + 1, self._least_term, wall_clock)
+
+    def _inherited_roster(self, lease: Optional[Lease]) -> FrozenSet[str]:
+        """The deposed roster without this node. One that is unknown: everybody.
+
+        With an empty one, a claimant that is cut off (and so admits nobody) could be
+        deposed by nobody. One too many in it is safe: it may claim sooner, and the
+        holder needs its vouch. But over the first lease there is nobody to inherit.
+        """
+        roster: Optional[FrozenSet[str]] = lease.roster if lease else frozenset()
+        if roster is None:
+            roster = frozenset(r.incarnation for r in self.records.values())
+        return roster - {self.record.incarnation}
 
     def _claimed(self, pending: Pending, new: Lease) -> None:
         self._doubt = self._claim_from = None
@@ -2960,17 +2973,33 @@ class Core:
             return True
         if not self._is_lost(peer):
             return False
-        gone = peer.missing_since
-        if gone is not None and self._now >= gone + self.timings.lease_duration:
+        if self._is_gone(peer, roster):
             return True
         long_lost = self.timings.detection_time + 2 * self.timings.hb_interval
         # A cut-off holder must not dismiss the very nodes that may depose it
         return self._now - peer.heard >= long_lost and self._in_company(roster)
 
+    def _is_gone(self, peer: Peer, roster: FrozenSet[str]) -> bool:
+        """Has its removed record stayed away for so long that it must be dead?
+
+        The living write theirs back, once they can. A holder that hears nobody may be
+        cut off from members whose storage fails: were they dropped after L, nobody
+        could depose it when their storage is back. To keep them for good would make
+        whoever starts after the death of all wait for L + freeze limit, not L.
+        """
+        if peer.missing_since is None:
+            return False
+        away = self.timings.lease_duration
+        if not self._count_heard(roster):
+            away += self.timings.freeze_limit
+        return self._now >= peer.missing_since + away
+
     def _in_company(self, roster: FrozenSet[str]) -> bool:
+        return (1 + self._count_heard(roster)) * 2 > len(roster) + 1
+
+    def _count_heard(self, roster: FrozenSet[str]) -> int:
         peers = [self._peer(i) for i in sorted(roster)]
-        heard = sum(not self._is_lost(p) and self._is_steady(p) for p in peers)
-        return (1 + heard) * 2 > len(roster) + 1
+        return sum(not self._is_lost(p) and self._is_steady(p) for p in peers)
 
     def _is_replaced(self, peer: Peer) -> bool:
         if peer.record is None:

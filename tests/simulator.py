@@ -663,6 +663,7 @@ class Process:
         self.paused = self.is_frozen = False
         self.paused_at = -1.0
         self.resumed_at = -1.0
+        self.pauses: List[Tuple[float, float]] = []
         self._wake_due = -1.0
         self._idle_steps = (0.0, 0)  # since when, and how many
         first_term = EPOCH + int(world.now)
@@ -789,6 +790,7 @@ class Process:
         dice = self.world.dice
         self.paused = self.is_frozen = False
         self.resumed_at = self.world.now
+        self.pauses.append((self.paused_at, self.resumed_at))
         self.world.note(self, "runs again, with a backlog of %d", len(self.backlog))
         # Some thread asks is_primary before any other has done anything
         term = self.core.primacy[0]
@@ -814,8 +816,10 @@ class Process:
         if self.alive:
             self._step(events)
 
-    def was_paused_since(self, when: float) -> bool:
-        return self.paused or self.resumed_at > when
+    def paused_seconds(self, since: float) -> float:
+        """For how long it was kept from running since then."""
+        pauses = self.pauses + [(self.paused_at, self.world.now)] * self.paused
+        return sum(max(0.0, end - max(begin, since)) for begin, end in pauses)
 
     def die(self, how: str) -> None:
         if self.alive:
@@ -921,9 +925,13 @@ class OnePrimary:
             return "the register was made anew, and neither could know"
         if other.is_primary:
             return None
-        if other.was_paused_since(other.lapsed_at):
-            return "paused past its lease"
         budget = other.timings.stop_budget * 0.98
+        paused = other.paused_seconds(other.lapsed_at)
+        due = other.lapsed_at + budget + paused + PROMPT
+        # Long callbacks hold the lease or are told of, while the process runs
+        gap = other.timings.lease_duration / 2 if self.world.plan.long_callbacks else 0
+        if paused and (now < due or paused > gap > 0):
+            return "paused past its lease"
         if now < other.lapsed_at + budget or not self.world.plan.long_callbacks:
             return None
         if self._was_cut_off(other, successor):

@@ -695,9 +695,31 @@ def a_cut_off_primary_whose_members_have_no_storage_for_a_while(core):
     primary = world.primary()
     world.isolate(primary.name)
     world.set_storage("hang", *[p.name for p in world.others()])
-    world.run(D + 2 * H + 0.5)  # one who is gone for longer is dismissed rightly
+    world.run(D + 2 * H + 0.5)
     world.set_storage("ok")
     wait_for_start(world, D + L + 4 * C)
+
+
+def a_cut_off_primary_whose_members_have_no_storage_for_long(core):
+    world = settled(core=core, common=timings(freeze=60.0))
+    world.isolate(world.primary().name)
+    world.set_storage("hang", *[p.name for p in world.others()])
+    world.run(D + L + COMMON.freeze_limit)
+    world.set_storage("ok")
+    wait_for_start(world, D + L + 4 * C)
+
+
+def a_cut_off_claimant_that_cannot_read_the_roster(core):
+    world = settled(5, core=core)
+    world.crash(world.primary().name)
+    world.store.hide_roster()
+    claimant, *others = world.others()
+    world.isolate(claimant.name)
+    world.set_storage("hang", *[p.name for p in others])
+    wait_for_start(world, D + L + COMMON.freeze_limit + D)
+    world.set_storage("ok")
+    wait_for_start(world, 2 * D + L)
+    assert claimant not in world.primaries()
 
 
 def the_end_of_an_outage(core):
@@ -896,6 +918,18 @@ class DismissesThoseWhoMayDeposeIt(cluster.Core):
         return True
 
 
+class TakesThoseWithoutStorageForDead(cluster.Core):
+    def _is_gone(self, peer, roster):
+        gone = peer.missing_since
+        return gone is not None and self._now >= gone + self.timings.lease_duration
+
+
+class TakesAnUnknownRosterForAnEmptyOne(cluster.Core):
+    def _inherited_roster(self, lease):
+        roster = (lease.roster if lease else None) or frozenset()
+        return roster - {self.record.incarnation}
+
+
 class HandsOverWithoutOneMoreTry(cluster.Core):
     def _failed_since(self, offer_at):
         return True
@@ -947,6 +981,10 @@ BITES = [
     (RenewsRatherThanReads, a_store_that_is_wiped_and_refuses_renewals, "liveness"),
     (DismissesThoseWhoMayDeposeIt,
      a_cut_off_primary_whose_members_have_no_storage_for_a_while, "liveness"),
+    (TakesThoseWithoutStorageForDead,
+     a_cut_off_primary_whose_members_have_no_storage_for_long, "liveness"),
+    (TakesAnUnknownRosterForAnEmptyOne,
+     a_cut_off_claimant_that_cannot_read_the_roster, "liveness"),
     (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
     (ClaimsOnlyOnce, one_claim_that_fails, "liveness"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
