@@ -3471,8 +3471,13 @@ class Core:
         return None
 
     def _has_news(self, peer: Peer) -> bool:
-        """Whoever lives unheard, and was removed, makes its record news each D."""
-        return self._now < peer.record_at + 4 * self.timings.detection_time
+        """Whoever lives unheard, and was removed, makes its record news each D.
+
+        At its first read after that, and this node sees it at its own next: D + 2 C.
+        """
+        timings = self.timings
+        wait = 2 * (timings.detection_time + timings.check_interval)
+        return self._now < peer.record_at + wait
 
     def _choose_read(self) -> Optional[Request]:
         if self._is_paused() or self._leaving:

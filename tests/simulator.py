@@ -259,9 +259,10 @@ class Plan:
     def settle_bound(self) -> float:
         """So long after healing there is one primary and nothing moves any more.
 
-        A ghost's lease may have to run out, with its freeze limit (L + F), twice if
-        a claim over it was lost as well; before that it must be noticed (D), and who
-        hears nobody waits (D); a namesake is asked (T); callbacks take their time.
+        A ghost's lease may have to run out, with its freeze limit (L + F); before
+        that it must be noticed (D), and who hears nobody, or not everybody yet, waits
+        (D); a ghost's record that landed late counts as a living node's until it was
+        no news for 2 (D + C); a namesake is asked (T); callbacks take their time.
         """
         every = self.all_timings()
         longest = max(t.lease_duration + t.freeze_limit for t in every)
@@ -269,8 +270,8 @@ class Plan:
         check = max(t.check_interval for t in every)
         interval = max(t.hb_interval for t in every)
         slow = max(t.stop_timeout for t in every) if self.long_callbacks else 1.0
-        bound = longest * 1.05 + 7 * detection + 4 * interval + 2 * slow + 10.0
-        return bound + check * (2 + len(self.names) / 2)
+        bound = longest * 1.05 + 4 * detection + 4 * interval + 2 * slow + 10.0
+        return bound + check * (4 + len(self.names) / 2)
 
 
 # --------------------------------------------------------------------------------
@@ -452,6 +453,8 @@ class Mount:
         dice, spikes = self.world.dice, self.world.plan.spikes
         if dice.chance(spikes):
             delay += dice.between(0, 3 if dice.chance(0.85) else 40)
+            # As good as broken meanwhile: a node asks one thing at a time, so that no
+            # notice of its callbacks comes through beside a call that hangs
             self.bad_until = max(self.bad_until, self.world.now + delay)
         return delay
 
