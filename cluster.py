@@ -1618,6 +1618,9 @@ MAX_ABANDONED = 4  # storage calls that never returned, each with a thread of it
 MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check interval
 
 
+Flags = Tuple[bool, bool, bool, int, int, int, int]  # as in a Heartbeat, in order
+
+
 class Peer:
     """What a node knows of one other incarnation. Owned by its decision core."""
 
@@ -1709,6 +1712,7 @@ class Core:
         self, timings: Timings, record: NodeRecord, now: float, first_term: int
     ) -> None:
         self.timings = timings
+        self._lost_after = timings.detection_time  # asked for at every turn
         self.record = record
         self.first_term = first_term
         self._least_term = 0  # above all that were seen in a store that is forgotten
@@ -2184,7 +2188,7 @@ class Core:
     def _is_lost(self, peer: Peer) -> bool:
         if peer.left or peer.dead_at is not None:
             return True
-        return self._now - peer.heard >= self.timings.detection_time
+        return self._now - peer.heard >= self._lost_after
 
     def _is_alive(self, peer: Peer) -> bool:
         """Alive in the cluster, as the version rule means it."""
@@ -2411,10 +2415,15 @@ class Core:
     # ---- heartbeats out
 
     def _send(
-        self, address: Tuple[str, int], to: str, echo: int, answer: bool = False
+        self,
+        address: Tuple[str, int],
+        to: str,
+        echo: int,
+        answer: bool = False,
+        flags: Optional[Flags] = None,
     ) -> None:
         self._sent = max(self._sent + 1, int((self._now - self._epoch) * 1e6))
-        flags = self._flags()
+        flags = flags or self._flags()
         lease = self.lease
         known = lease[:5] if lease is not None else (0, 0, "", False, False)
         term, counter, holder, started, released = known
@@ -2436,7 +2445,7 @@ class Core:
         flagged = heartbeat.lost and lease is not None and lease.term == heartbeat.lost
         return bool(flagged and lease is not None and lease.holder == peer.incarnation)
 
-    def _flags(self) -> Tuple[bool, bool, bool, int, int, int, int]:
+    def _flags(self) -> Flags:
         """leaving, candidate, failing, offer, lost, running, stopped."""
         failing = self._failing_since is not None
         if self._held is not None:
@@ -2473,7 +2482,8 @@ class Core:
             self._next_beat = self._now + self.timings.hb_interval
             for peer in self._receivers():
                 assert peer.record is not None
-                self._send(peer.record.address, peer.incarnation, peer.newest)
+                to = peer.incarnation
+                self._send(peer.record.address, to, peer.newest, False, flags)
         self._wake(self._next_beat)
 
     def _receivers(self) -> List[Peer]:
@@ -2591,6 +2601,8 @@ class Core:
 
     def _barred_until(self) -> float:
         together, alone = self._barred
+        if together <= self._now and alone <= self._now:
+            return -FOREVER
         # A member that has just joined is company, though nothing was heard of it yet
         company = any(
             peer.missing_since is None and not self._is_lost(peer)
