@@ -2123,8 +2123,13 @@ class Core:
                     del self.peers[peer.incarnation]
 
     def _take_record(self, record: NodeRecord, first: bool) -> None:
-        new = record.incarnation not in self.peers
         peer = self._peer(record.incarnation)
+        new = peer.record is None
+        if new:
+            # Known only from the lease so far, it could not be asked: its callbacks
+            # may run, and it gets the time to say so
+            peer.heard = self._now
+            self._sweep_at = self._now
         if peer.record and peer.missing_since is not None:
             # Not written back by a living node, which would count on
             peer.dismissed = peer.dismissed and record.notice > peer.record.notice

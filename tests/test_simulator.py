@@ -722,6 +722,25 @@ def a_cut_off_claimant_that_cannot_read_the_roster(core):
     assert claimant not in world.primaries()
 
 
+def slow_callbacks_of_a_primary_whose_record_was_never_read(core):
+    world = settled(2, core=core, common=timings(freeze=0.0, stop=30.0),
+                    long_callbacks=True, stop_callback=(12.0, 12.0))  # fmt: skip
+    first, member = world.primary(), world.others()[0]
+    world.boot("n3", start=False)  # by it the member hears of the newcomer's lease
+    world.run(D)
+    world.set_storage("hang", member.name)
+    world.run(2 * D)
+    newcomer = world.boot("n9")
+    world.run(2 * H)
+    world.ask_to_stop(first)
+    world.wait_for(lambda: newcomer.is_primary, 20.0)
+    world.run(H)
+    world.set_storage("hang", "n9")
+    world.run(D + L)
+    world.set_storage("ok", member.name)
+    world.run(2 * D)
+
+
 def the_end_of_an_outage(core):
     world = settled(core=core, common=timings(freeze=300.0))
     world.set_storage("readonly")
@@ -930,6 +949,13 @@ class TakesAnUnknownRosterForAnEmptyOne(cluster.Core):
         return roster - {self.record.incarnation}
 
 
+class TakesThoseItCouldNotAskForLost(cluster.Core):
+    def _take_record(self, record, first):
+        heard = self._peer(record.incarnation).heard
+        super()._take_record(record, first)
+        self._peer(record.incarnation).heard = heard
+
+
 class HandsOverWithoutOneMoreTry(cluster.Core):
     def _failed_since(self, offer_at):
         return True
@@ -983,6 +1009,8 @@ BITES = [
      a_cut_off_primary_whose_members_have_no_storage_for_a_while, "liveness"),
     (TakesThoseWithoutStorageForDead,
      a_cut_off_primary_whose_members_have_no_storage_for_long, "liveness"),
+    (TakesThoseItCouldNotAskForLost,
+     slow_callbacks_of_a_primary_whose_record_was_never_read, "S1"),
     (TakesAnUnknownRosterForAnEmptyOne,
      a_cut_off_claimant_that_cannot_read_the_roster, "liveness"),
     (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
