@@ -2716,12 +2716,14 @@ class Core:
         """When this node will have heard, or lost, every member more senior than it.
 
         A newcomer that finds no lease, or a released one, may have come to a register
-        that was wiped or rolled back under a primary. The others know of it.
+        that was wiped or rolled back under a primary. The others know of it. Where
+        the holder is proven dead, no ghost holds this up: the living answer within H.
         """
+        wait = self._lost_after
         if lease is not None and self._is_proven_dead(lease):
-            return -FOREVER
+            wait = self.timings.hb_interval
         strangers = [
-            peer.heard + self.timings.detection_time
+            peer.heard + wait
             for peer in self.peers.values()
             if not peer.ever and peer.record and peer.missing_since is None
             and peer.record.seniority < self.record.seniority

@@ -350,7 +350,7 @@ class Store:
         if lease is not None and expected is not None and lease.stamp != expected.stamp:
             return False
         self.lease = request.new
-        self.world.judge.leases.swapped(request.new)
+        self.world.judge.leases.swapped(request.new, lease)
         return True
 
     def _repair(self, request: Repair) -> None:
@@ -1086,14 +1086,17 @@ class Leases:
         self._seen: Dict[Tuple[int, int, str], Lease] = {}
         self._claims: Dict[str, float] = {}
         self._generations: Dict[Tuple[str, int], int] = {}
+        self._deposed: Dict[Tuple[str, int], str] = {}
 
-    def swapped(self, lease: Lease) -> None:
+    def swapped(self, lease: Lease, old: Optional[Lease]) -> None:
         key = (lease.term, lease.counter, lease.holder)
         if self._seen.setdefault(key, lease) is not lease:
             raise Broken("S1", "the lease %s is written twice" % (key,))
         self._generations.setdefault(
             (lease.holder, lease.term), self.world.store.generation
         )
+        if old is not None and old.term < lease.term:
+            self._deposed[lease.holder, lease.term] = old.holder
         if not lease.started:
             self._claims.setdefault("%s %d" % (lease.holder, lease.term),
                                     self.world.now)  # fmt: skip
@@ -1102,6 +1105,14 @@ class Leases:
         """Of the register in which it has claimed that term (its present one)."""
         key = (process.incarnation, term or process.core.primacy[0])
         return self._generations.get(key, self.world.store.generation)
+
+    def took_from_the_dead(self, process: Process) -> bool:
+        """Is the holder, over whose lease it claimed, a dead process of its host?"""
+        key = (process.incarnation, process.core.primacy[0])
+        old = self.world.by_incarnation.get(self._deposed.get(key, ""))
+        if old is None or old.alive:
+            return False
+        return self.world.machine(old.name) == self.world.machine(process.name)
 
     def claimed_at(self, process: Process) -> float:
         term = process.core.primacy[0]
@@ -1116,8 +1127,9 @@ class Known:
     linearizable: assumption (a) of S1 fails from then until its holder has found out.
     Nobody can know better than a successor that claimed the new register, was never
     shown the holder's term, in storage or heartbeats, and was not shown its record
-    either (or has waited for a detection time to hear from it); and on the other side
-    a holder without the answer to a read of the new register, or just stopping.
+    either (or has waited for a detection time to hear from it; for a heartbeat
+    interval if the register showed a dead process of its own host); and on the other
+    side a holder without the answer to a read of the new register, or just stopping.
     """
 
     def __init__(self, world: "World") -> None:
@@ -1174,7 +1186,10 @@ class Known:
         if shown < now - 4 * self.world.plan.lag:
             return False
         met = self._records.get(successor, {}).get(other.incarnation, -cluster.FOREVER)
-        if met > now - successor.timings.detection_time * (1 - DRIFT):
+        wait = successor.timings.detection_time
+        if leases.took_from_the_dead(successor):
+            wait = successor.timings.hb_interval
+        if met > now - wait * (1 - DRIFT):
             return False
         found = [at for g, at in self._reads.get(other, ()) if g >= generation]
         budget = other.timings.stop_budget + PROMPT

@@ -654,6 +654,18 @@ def a_wiped_register_and_a_newcomer_that_hears_nobody(core):
     world.run(3 * D)
 
 
+def a_register_rolled_back_to_a_lease_of_the_dead(core):
+    world = settled(core=core, common=timings(freeze=300.0), stop_callback=(0.7, 0.7),
+                    machines={"n1": "m", "n2": "m", "n3": "m", "n9": "m"})  # fmt: skip
+    world.crash(world.primary().name)
+    world.wait_for(lambda: len(world.primaries()) == 1, D)
+    world.run(5.0)
+    world.set_storage("hang", *[p.name for p in world.alive])
+    world.store.roll_back(world.now - 10.0)
+    world.boot("n9")
+    world.run(3 * D)
+
+
 def a_newcomer_that_hears_of_a_lease_while_it_claims_the_wiped_register(core):
     for phase in range(6):
         world = settled(core=core, stop_callback=(0.8, 0.8),
@@ -919,6 +931,13 @@ class ClaimsBeforeItHasHeardTheOthers(cluster.Core):
         return -cluster.FOREVER
 
 
+class ClaimsOverTheDeadAtOnce(cluster.Core):
+    def _acquainted_at(self, lease):
+        if lease is not None and self._is_proven_dead(lease):
+            return -cluster.FOREVER
+        return super()._acquainted_at(lease)
+
+
 class CountsTermsByTheRegisterAlone(cluster.Core):
     def _issue(self, request, purpose=""):
         if purpose == "claim" and request.expected is not None:
@@ -1002,6 +1021,7 @@ BITES = [
      a_newcomer_that_hears_of_a_lease_while_it_claims_the_wiped_register, "S1 S3"),
     (ClaimsBeforeItHasHeardTheOthers,
      a_wiped_register_and_a_newcomer_that_hears_nobody, "S1 S3"),
+    (ClaimsOverTheDeadAtOnce, a_register_rolled_back_to_a_lease_of_the_dead, "S1 S3"),
     (CountsTermsByTheRegisterAlone, a_register_rolled_back_before_a_newcomer_comes,
      "S2"),
     (RenewsRatherThanReads, a_store_that_is_wiped_and_refuses_renewals, "liveness"),
