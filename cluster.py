@@ -3801,13 +3801,30 @@ else:  # pragma: no cover
     _clock = time.monotonic
 
 
+class _Limit:
+    """Lets the same complaint through at most once a minute."""
+
+    def __init__(self) -> None:
+        self._passed_at = -FOREVER
+
+    def passes(self) -> bool:
+        now = _clock()
+        passes = now >= self._passed_at + COMPLAINT_INTERVAL
+        self._passed_at = now if passes else self._passed_at
+        return passes
+
+
 class _Socket:
     """The UDP socket: bound to one address for as long as the node runs."""
 
     def __init__(self, host: str, port: int) -> None:
-        family, address = _resolve(host, port)
+        family, address = _resolve("host_name", host, port)
         self.family = family
         self.wildcard = address[0] in ("0.0.0.0", "::")
+        # Flow and scope of IPv6. Peers with link-local addresses share our link, but
+        # not our name for it: what goes to them goes out where we are bound
+        self._scope = address[2:]
+        self.link_local = any(self._scope)
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if family == socket.AF_INET6 and hasattr(socket, "IPV6_V6ONLY"):
@@ -3836,11 +3853,12 @@ class _Socket:
         return self._socket.fileno()
 
     def send(self, data: bytes, address: Tuple[str, int]) -> None:
-        try:
-            self._socket.sendto(data, address)
-        except (OSError, ValueError, TypeError):
-            # unreachable, full, closed, or no address at all: a lost datagram
-            pass
+        # A name in somebody's record would be looked up here, and block all timers
+        if _packed_address(address[0])[1]:
+            try:
+                self._socket.sendto(data, (*address, *self._scope))
+            except (OSError, ValueError, TypeError, OverflowError):
+                pass  # unreachable, full, closed, another family: a lost datagram
 
     def receive(self) -> Optional[Tuple[bytes, Tuple[str, int]]]:
         try:
@@ -3851,6 +3869,8 @@ class _Socket:
 
     def route_to(self, host: str) -> Optional[str]:
         """Our address as that host would see it. No packet is sent."""
+        if not _packed_address(host)[1]:
+            return None  # never looks up a name
         try:
             with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
                 probe.connect((host, 9))
@@ -3863,11 +3883,15 @@ class _Socket:
         self._socket.close()
 
 
-def _resolve(host: str, port: int) -> Tuple[int, Tuple[Any, ...]]:
+def _resolve(
+    setting: str, host: str, port: int, family: int = 0
+) -> Tuple[int, Tuple[Any, ...]]:
+    """May ask a name server, and so take any time: never in the heartbeat thread."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
-        raise ClusterError("host_name %r is no address: %s" % (host, error)) from error
+        text = "%s %r is no address: %s" % (setting, host, error)
+        raise ClusterError(text) from error
     return int(found[0][0]), found[0][4]
 
 
@@ -3887,6 +3911,7 @@ class _StorageWorker:
         self._cluster_name = cluster_name
         self._post = post
         self._busy = 0  # id of the call that the present thread works on
+        self._limit = _Limit()
         self._queue: "queue.SimpleQueue[Optional[Call]]"
         self.thread: Optional[threading.Thread] = None
         self.abandoned = False
@@ -3926,7 +3951,8 @@ class _StorageWorker:
             except StorageError as error:
                 returned = Returned(call.id, error=str(error))
             except BaseException as error:  # a faulty backend is a failing storage
-                log.exception("the storage backend failed")
+                if self._limit.passes():
+                    log.exception("the storage backend failed")
                 returned = Returned(call.id, error=repr(error))
             if self.abandoned:
                 self._take_back(call.request)
@@ -4025,6 +4051,11 @@ class _Runtime:
         self._control = control
         self._inbox: Deque[Event] = collections.deque()
         self._socket = _Socket(host, port)
+        try:
+            record = self._new_record()
+        except ClusterError:
+            self._socket.close()
+            raise
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -4035,8 +4066,7 @@ class _Runtime:
         self._tag = ""
         self._tag_of: Optional[str] = None
         self._dropped: Dict[str, int] = {}
-        self._dropped_said_at = -FOREVER
-        record = self._new_record()
+        self._drop_limit, self._trip_limit = _Limit(), _Limit()
         first_term = int(time.time())
         self.core = Core(control.timings, record, _clock(), first_term)
         self._coroner = _Coroner(record, enabled=control.same_host_proof)
@@ -4059,12 +4089,16 @@ class _Runtime:
     def _new_record(self) -> NodeRecord:
         control, sock = self._control, self._socket
         identity = own_identity() if control.same_host_proof else ProcessIdentity()
-        host = control.advertise_host or self._own_address(())
-        if control.advertise_host:
-            # Others may bind what is no address of ours: that would prove nothing
+        host = control.advertise_host
+        if host:
+            _, address = _resolve("advertise_host", host, sock.port, sock.family)
+            host = address[0]
+        if host or sock.link_local:
+            # Others may bind what is no address of ours, or the same link-local one
+            # on another link: that would prove nothing
             identity = identity._replace(network_namespace="", first_namespace=False)
         return NodeRecord(
-            control.node_name, _random_id(), host, sock.port,
+            control.node_name, _random_id(), host or self._own_address(()), sock.port,
             version=control.own_version, joined_at=time.time(), process=identity,
         )  # fmt: skip
 
@@ -4186,8 +4220,11 @@ class _Runtime:
                 actions += self.core.step(_clock(), *heard)
         except Exception:
             # A packet that trips us must not end the node; all else would leave
-            # it in a state that nobody has thought of
-            log.exception("a heartbeat could not be handled, and is dropped")
+            # it in a state that nobody has thought of. What was decided before that
+            # packet is done all the same: the core waits for its results
+            actions += self.core._out
+            if self._trip_limit.passes():
+                log.exception("a heartbeat could not be handled, and is dropped")
             actions += self.core.step(_clock())
         return actions
 
@@ -4251,8 +4288,7 @@ class _Runtime:
         reason = reason.split(":")[0]
         if reason in self._dropped or len(self._dropped) < 32:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
-        if _clock() >= self._dropped_said_at + COMPLAINT_INTERVAL:
-            self._dropped_said_at = _clock()
+        if self._drop_limit.passes():
             counts = ["%s (%d)" % item for item in sorted(self._dropped.items())]
             text = "%s: dropped packets, the last from %s:%d: %s"
             log.warning(text, self._control.node_name, *source, ", ".join(counts))
@@ -4524,6 +4560,16 @@ def _check_name(what: str, name: Any) -> str:
     return str(name)
 
 
+def _check_advertised(host: Any) -> Optional[str]:
+    """A name is looked up by `start`, which may wait; the constructor does not."""
+    if host is None:
+        return None
+    if not isinstance(host, str) or host in ("", "0.0.0.0", "::") or "%" in host:
+        text = "advertise_host must be one address or name, without a scope, not %r"
+        raise ValueError(text % (host,))
+    return host
+
+
 def _default_node_name() -> str:
     host = socket.gethostname()[:100] or "node"
     return "%s-%d-%s" % (host, os.getpid(), _random_id()[:4])
@@ -4541,7 +4587,8 @@ class ClusterControl:
     Args:
         cluster_name: nodes with the same name and storage form one cluster.
         host_name: the address to bind, IPv4 or IPv6; "0.0.0.0" (the default) or
-            "::" binds all, and advertises the one that routes to the peers.
+            "::" binds all, and advertises the one that routes to the peers. One
+            like "fe80::1%eth0" finds the peers that are on that link.
         node_name: unique in the cluster. Default: a new unique one.
         hb_port: UDP port; 0 (the default) takes any free one.
         hb_interval: seconds between two heartbeats. Shorter finds the dead
@@ -4572,7 +4619,8 @@ class ClusterControl:
             from the kernel, without waiting for the timeouts.
         secret: text or bytes that all nodes share; then only packets that are
             authenticated by it are believed.
-        advertise_host: the address to tell the peers, behind NAT.
+        advertise_host: the address to tell the peers, behind NAT. A name is looked
+            up once, when the node starts or joins.
 
     Raises:
         ValueError: a setting that cannot work; names the values and the rule.
@@ -4637,7 +4685,7 @@ class ClusterControl:
         self.exit_callback = exit_callback
         self.own_version = own_version
         self.same_host_proof = bool(same_host_proof)
-        self.advertise_host = advertise_host
+        self.advertise_host = _check_advertised(advertise_host)
         self._secret = secret.encode() if isinstance(secret, str) else secret or b""
         self._runtime: Optional[_Runtime] = None
         self._started = self._stopped = self._forked = False
@@ -4667,7 +4715,8 @@ class ClusterControl:
 
         Raises:
             RuntimeError: the control was stopped; make a new one.
-            ClusterError: the port cannot be bound; nothing was started.
+            ClusterError: the port cannot be bound, or a host is no address;
+                nothing was started.
         """
         self._refuse_fork()
         if self._stopped:
@@ -4886,7 +4935,7 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
         DuplicateNodeError: a living process has this node name.
         StorageError: the storage did not answer in time. Nothing is left behind,
             and a retry is safe. After start() the node goes on trying by itself.
-        ClusterError: the port cannot be bound.
+        ClusterError: the port cannot be bound, or a host is no address.
         RuntimeError: the control was stopped.
     """
     ctrl._refuse_fork()

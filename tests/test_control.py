@@ -176,6 +176,9 @@ def run_python(code, *options, path=ROOT, **keywords):
         (dict(start_primary_callback=3), ["callback", "3"]),
         (dict(own_version=1.0), ["own_version", "1.0"]),
         (dict(storage_backend=None), ["storage_backend", "None"]),
+        (dict(advertise_host="fe80::1%eth0"), ["advertise_host", "fe80::1%eth0"]),
+        (dict(advertise_host="0.0.0.0"), ["advertise_host", "0.0.0.0"]),
+        (dict(advertise_host=("::1", 5)), ["advertise_host", "('::1', 5)"]),
     ],
 )
 def test_an_impossible_setting_is_refused_with_its_value(tmp_path, settings, words):
@@ -410,6 +413,19 @@ def test_nothing_blocks_and_stop_callback_runs_without_storage(lab, mode):
     assert lab.calls == [("a", "start"), ("a", "stop")]
 
 
+def test_a_faulty_backend_is_a_failing_storage_and_told_once_a_minute(lab, caplog):
+    def faulty(fresh=False):
+        failed.append(fresh)
+        raise TypeError("a bug")
+
+    failed = []
+    (control,) = lab.started("a")
+    control.storage_backend.read = faulty
+    until(lambda: len(failed) > 2 and "a bug" in control.status()["storage"])
+    said = [r for r in caplog.records if "backend failed" in r.getMessage()]
+    assert len(said) == 1
+
+
 # ---- names, versions, secrets, strangers
 
 
@@ -506,17 +522,19 @@ def test_a_heartbeat_of_the_next_format_is_understood(lab, monkeypatch):
     until(lambda: b.cluster.nodes["a"].last_hb is not None)
 
 
-def test_a_broken_packet_handler_does_not_end_the_node(lab, monkeypatch):
+def test_a_broken_packet_handler_does_not_end_the_node(lab, monkeypatch, caplog):
     a, b = lab.started("a", "b")
 
     def broken(self, event):
+        trapped.append(self)
         raise KeyError("a trap")
 
-    monkeypatch.setattr(cluster.Core, "_on_heard", broken)
-    primary = a if a.is_primary else b
-    stamp = time.monotonic() + 0.3
-    until(lambda: time.monotonic() > stamp)
-    assert primary.is_alive() and a.is_alive() and b.is_alive()
+    trapped = []
+    monkeypatch.setitem(cluster.Core._HANDLERS, cluster.Heard, broken)
+    until(lambda: len(trapped) > 10)
+    assert a.is_alive() and b.is_alive()
+    said = [r for r in caplog.records if "could not be handled" in r.getMessage()]
+    assert len(said) == len(set(trapped))  # once a minute, for each node
 
 
 # ---- callbacks that fail
@@ -636,6 +654,80 @@ def test_ipv6_works(lab):
     a, b = lab.started("a", "b", host_name="::1")
     until(lambda: all(n.is_active for n in a.cluster.nodes.values()))
     assert a.cluster.own_node.ip == "::1"
+
+
+def link_local():
+    """A link-local address of this machine, with its scope."""
+    try:
+        with open("/proc/net/if_inet6") as file:
+            for line in file:
+                digits, _, _, scope, flags, name = line.split()
+                if scope == "20" and not int(flags, 16) & 0x40:  # tentative
+                    groups = [digits[i : i + 4] for i in range(0, 32, 4)]
+                    return "%s%%%s" % (":".join(groups), name)
+    except OSError:
+        pass
+    return pytest.skip("no link-local address here")
+
+
+def test_link_local_addresses_work_through_the_link_that_was_bound(lab):
+    host = link_local()
+    a, b = lab.started("a", "b", host_name=host)
+    until(lambda: all(n.is_active for n in a.cluster.nodes.values()))
+    assert a.cluster.own_node.ip.startswith("fe80:")
+    # the same address on another link is another node's: binding it proves nothing
+    assert a._runtime.core.record.process.network_namespace == ""
+
+
+@pytest.fixture
+def lookups(monkeypatch):
+    """Which thread has asked for which host."""
+    asked, original = [], socket.getaddrinfo
+
+    def getaddrinfo(host, *arguments, **keywords):
+        asked.append((threading.current_thread().name, host))
+        address = {"a.example": "127.0.0.1"}.get(host, host)
+        return original(address, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def test_a_name_to_advertise_is_looked_up_once_and_by_the_caller(lab, lookups):
+    controls = lab.started("a", "b", advertise_host="a.example")
+    until(lambda: all(n.is_active for n in controls[0].cluster.nodes.values()))
+    assert {n.ip for n in controls[0].cluster.nodes.values()} == {"127.0.0.1"}
+    caller = threading.current_thread().name
+    assert lookups.count((caller, "a.example")) == 2
+    assert {thread for thread, _ in lookups} == {caller}
+
+
+def test_a_name_to_advertise_that_is_none_is_an_error_and_starts_nothing(lab):
+    control = lab.node("a", advertise_host="nothing.invalid")
+    with pytest.raises(cluster.ClusterError, match="advertise_host 'nothing.invalid'"):
+        control.start()
+    assert our_threads() == [] and not control.is_alive()
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "<broadcast>", "fe80::1%eth0", "1", "localhost", "::"]
+)
+def test_a_host_of_a_record_that_is_no_numeric_address_is_never_looked_up(host):
+    sent = []
+    sock = cluster._Socket("127.0.0.1", 0)
+    real, sock._socket = sock._socket, FakeSocket(sent)
+    try:
+        sock.send(b"x", (host, 5))
+        assert sent == [] and sock.route_to(host) is None
+        sock.send(b"x", ("127.0.0.1", 5))
+        assert sent == [("127.0.0.1", 5)]
+    finally:
+        real.close()
+
+
+class FakeSocket:
+    def __init__(self, sent):
+        self.sendto = lambda data, address: sent.append(address)
 
 
 def test_several_clusters_live_in_one_process_and_folder(lab):
