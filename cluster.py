@@ -849,6 +849,9 @@ class StorageBackend:
 _ONE_KERNEL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs")
 _LISTINGS = 4  # a rename may hide from one listing, or show twice; not from so many
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # no folder is there
+_REFUSED = (  # a rename that fails so is not carried out; EPERM: sshfs, onto a folder
+    errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EACCES, errno.EPERM,
+)  # fmt: skip
 _RACES = 1000  # lost in a row, they are no bad luck any more
 _UNREAD = (0, 0, 0)  # in place of the signature of a file that could not be read
 _NO_ROSTER, _UNKNOWN_ROSTER = -1, -2  # in place of the counter that names a roster
@@ -957,6 +960,10 @@ def _unlink(path: str) -> None:
         pass
 
 
+def _aside(folder: str, name: str) -> str:
+    return os.path.join(folder, "aside-%s-%s" % (_random_id(), name[-50:]))
+
+
 def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
     """What stands in our place but is none of ours is kept, under another name."""
     try:
@@ -966,7 +973,7 @@ def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
     if is_right(mode):
         return
     folder, name = os.path.split(path)
-    aside = os.path.join(folder, "aside-%s-%s" % (_random_id(), name))
+    aside = _aside(folder, name)
     log.warning("%s is not what belongs there; moved to %s", path, aside)
     # Somebody else may have put the right thing there since that look. Onto
     # something of the wrong kind, a rename of that fails, and takes nothing away
@@ -1006,6 +1013,20 @@ def _remove_folder(path: str) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_folder(temporary: str, path: str) -> None:
+    """Renames a folder into its place, where nothing is, or an empty one."""
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        # Any other error may hide a rename that was carried out, or will be: to
+        # empty the folder would then take away what stands in its place. `_clean`
+        # removes it in a day
+        if error.errno in _REFUSED:
+            _remove_folder(temporary)
+        raise
+    _flush_folder(os.path.dirname(path))
 
 
 def _refresh(folder: str) -> None:
@@ -1054,11 +1075,15 @@ class _Register:
         return sorted(found, key=self._newest)
 
     def _is_value(self, entry: "os.DirEntry[str]") -> bool:
+        foreign = self._is_foreign(entry.name)
+        return not foreign and entry.is_file(follow_symlinks=False)
+
+    def _is_foreign(self, name: str) -> bool:
         try:
-            self._newest(entry.name)
+            self._newest(name)
         except ValueError:
-            return False
-        return entry.is_file(follow_symlinks=False)
+            return True
+        return False
 
     def refresh(self) -> None:
         """Changes the folder, so that no client believes its cached listing."""
@@ -1084,18 +1109,13 @@ class _Register:
         """Puts the first value there. Onto a folder with one, the rename fails."""
         if self.value() is not None:
             return False
-        parent, name = os.path.split(self.folder)
         _move_aside(self.folder, stat.S_ISDIR)
-        temporary = os.path.join(parent, "tmp-" + _random_id())
-        os.mkdir(temporary, 0o775)
+        temporary = self._prepared(value)
         try:
-            _write_file(os.path.join(temporary, value), b"")
             self._sweep()
-            os.rename(temporary, self.folder)
-            _flush_folder(parent)
+            _put_folder(temporary, self.folder)
             return True
         except OSError:
-            _remove_folder(temporary)
             if value in self._names():
                 return True
             if self.value() is not None:
@@ -1105,15 +1125,37 @@ class _Register:
                 raise StorageError(text % self.folder) from None
             raise
 
+    def _prepared(self, value: str) -> str:
+        """A new folder beside this one, with the value in it."""
+        temporary = os.path.join(os.path.dirname(self.folder), "tmp-" + _random_id())
+        os.mkdir(temporary, 0o775)
+        try:
+            _write_file(os.path.join(temporary, value), b"")
+        except OSError:
+            _remove_folder(temporary)
+            raise
+        return temporary
+
     def _sweep(self) -> None:
-        """Removes probes whose writer was killed: they would block the rename."""
+        """Takes out what would block the rename: probes of the killed, foreign files.
+
+        Not by moving the folder: another process may have emptied it already, and
+        put the first value there. A foreign name never becomes a value.
+        """
         try:
             for name in os.listdir(self.folder):
                 if _is_temporary(name):
                     _unlink(os.path.join(self.folder, name))
+                elif self._is_foreign(name):
+                    self._take_out(name)
             os.rmdir(self.folder)  # Windows renames onto no folder, even an empty one
         except OSError:  # it is not there, or is not empty: the rename decides
             pass
+
+    def _take_out(self, name: str) -> None:
+        aside = _aside(os.path.dirname(self.folder), name)
+        log.warning("%r does not belong in %s; moved to %r", name, self.folder, aside)
+        os.rename(os.path.join(self.folder, name), aside)
 
 
 def _is_temporary(name: str, prefix: str = "tmp-") -> bool:
@@ -1215,6 +1257,9 @@ class SharedFsStorageBackend(StorageBackend):
         self._lease = _Register(os.path.join(self._folder, "lease"), _lease_order)
         seniority = os.path.join(self._folder, "seniority")
         self._seniority = _Register(seniority, _number)
+        registers = (self._identity, self._lease, self._seniority)
+        self._folders = [self._nodes, self._roster_folder]
+        self._folders += [register.folder for register in registers]
 
     # ---- which store is this?
 
@@ -1226,6 +1271,7 @@ class SharedFsStorageBackend(StorageBackend):
                 self._check_identity()  # the store under another root is none of ours
             if not os.path.isdir(self._folder):
                 self._bootstrap()
+            self._move_links_aside()
             self._cluster_id = self._opened_id()
             self._root = self._root_identity()
             self._clean()
@@ -1248,10 +1294,12 @@ class SharedFsStorageBackend(StorageBackend):
         os.mkdir(temporary, 0o775)
         try:
             self._furnish(temporary, _random_id())
-            os.rename(temporary, self._folder)
-            _flush_folder(self.path)
         except OSError:
             _remove_folder(temporary)
+            raise
+        try:
+            _put_folder(temporary, self._folder)
+        except OSError:
             if not os.path.isdir(self._folder):
                 raise
 
@@ -1297,6 +1345,7 @@ class SharedFsStorageBackend(StorageBackend):
         path = os.path.join(self._identity.folder, self._cluster_id)
         try:
             root = self._root_identity()
+            self._move_links_aside()
             if os.path.isfile(path):
                 # Mounted again, it has a new device; but not if that was just now:
                 # the root looked at may be the empty folder below
@@ -1310,6 +1359,12 @@ class SharedFsStorageBackend(StorageBackend):
         if not same_root and found != self._cluster_id:
             self._raise_gone()
         return found
+
+    def _move_links_aside(self) -> None:
+        """Followed, a link in place of a folder would lead every call elsewhere."""
+        for folder in self._folders:
+            if os.path.islink(folder):
+                _move_aside(folder, stat.S_ISDIR)
 
     def _raise_gone(self) -> None:
         text = "%s is gone: not the folder that it was; is the share mounted?"
@@ -1339,9 +1394,7 @@ class SharedFsStorageBackend(StorageBackend):
             _unlink(probe)
         except OSError:
             return
-        registers = (self._identity, self._lease, self._seniority)
-        folders = [self.path, self._folder, self._nodes, self._roster_folder]
-        for folder in folders + [register.folder for register in registers]:
+        for folder in [self.path, self._folder] + self._folders:
             _clean_folder(folder, "tmp-cluster-" if folder == self.path else "tmp-",
                           now - _STALE_AFTER)  # fmt: skip
 
