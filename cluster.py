@@ -3970,8 +3970,14 @@ class _StorageWorker:
         self.abandoned = False
 
     def submit(self, call: Call) -> None:
-        if self.thread is None or self._busy:
-            self._new_thread()
+        try:
+            if self.thread is None or self._busy:
+                self._new_thread()
+        except RuntimeError as error:
+            # 3.12 starts none while the interpreter ends. The storage may be tried
+            # again; a dead decision loop could not
+            self._post(Returned(call.id, error=str(error)))
+            return
         self._busy = call.id
         self._queue.put(call)
 
@@ -3981,13 +3987,13 @@ class _StorageWorker:
             self._busy = 0
 
     def _new_thread(self) -> None:
+        calls: "queue.SimpleQueue[Optional[Call]]" = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=self._run, args=(calls,), name="cluster-maintenance", daemon=True
+        )
+        thread.start()
         self.close()
-        self._queue = queue.SimpleQueue()
-        self.thread = threading.Thread(
-            target=self._run, args=(self._queue,),
-            name="cluster-maintenance", daemon=True,
-        )  # fmt: skip
-        self.thread.start()
+        self.thread, self._queue = thread, calls
 
     def close(self) -> None:
         """The present thread ends when it is back from its call."""
@@ -5058,8 +5064,11 @@ def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> 
             log.debug("%s: %s", ctrl.node_name, error)
 
     thread = threading.Thread(target=remove, name="cluster-leave", daemon=True)
-    thread.start()
-    thread.join(timeout)
+    try:
+        thread.start()
+        thread.join(timeout)
+    except RuntimeError:  # 3.12 starts none while the interpreter ends
+        pass
     if not removed:
         log.warning("%s: its record stays behind; the others remove it", ctrl.node_name)
 

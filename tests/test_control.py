@@ -1,9 +1,11 @@
 """The control on real threads, real sockets on loopback and a real folder."""
 
+import glob
 import inspect
 import json
 import logging
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -789,6 +791,112 @@ def test_a_program_that_forgets_stop_exits_and_releases(lab):
     done = run_python(FORGETFUL % lab.path, "-X", "dev", "-W", "error")
     assert (done.returncode, done.stdout, done.stderr) == (0, "stop\n", "")
     assert time.monotonic() - began < 10 and lab.records() == []
+
+
+HANGING = """
+import logging, os, sys, threading, time
+import cluster
+
+class Hanging(cluster.SharedFsStorageBackend):
+    hangs = ()
+
+hung, begun = threading.Event(), threading.Event()
+
+def hanging(name):
+    def method(self, *arguments):
+        if name in self.hangs:
+            hung.set()
+            threading.Event().wait()
+        return getattr(cluster.SharedFsStorageBackend, name)(self, *arguments)
+    return method
+
+for name in ("read", "write_node", "remove_node", "swap_lease"):
+    setattr(Hanging, name, hanging(name))
+
+def stop():
+    time.sleep(1.5)  # longer than a read may keep a renewal waiting
+    print("stop", flush=True)
+
+logging.basicConfig(level=logging.CRITICAL)
+control = cluster.ClusterControl(
+    "lab", "127.0.0.1", "a", check_interval=0.2, start_primary_callback=begun.set,
+    stop_primary_callback=stop, storage_backend=Hanging(sys.argv[1]))
+control.start()
+assert begun.wait(10)
+Hanging.hangs = sys.argv[2:]
+assert hung.wait(10)
+print(time.time(), flush=True)
+"""
+def pythons():
+    """One interpreter of each version from 3.7 on that pyenv has, and our own."""
+    root = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    found = {sys.version_info[:2]: sys.executable}
+    for path in glob.glob(os.path.join(root, "versions", "3.*", "bin", "python")):
+        version = tuple(map(int, path.split(os.sep)[-3].split(".")[:2]))
+        if version >= (3, 7):
+            found.setdefault(version, path)
+    return found
+
+
+@pytest.mark.parametrize("hangs", [["read"], ["read", "write_node", "swap_lease"]], ids=len)
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_a_program_whose_storage_hangs_ends_two_seconds_after_its_last_line(lab, hangs):
+    running = {
+        version: start_python(HANGING, ["-B"], [lab.path + str(version)] + hangs, path)
+        for version, path in pythons().items()
+    }
+    try:
+        for version, process in running.items():
+            out, errors = process.communicate(timeout=30)
+            began, word, ended = out.split()
+            assert (version, process.returncode, errors) == (version, 0, "")
+            # after the stop callback of 1.5 s there was nothing but the wait
+            assert word == "stop" and float(ended) - float(began) < 2 + 3
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+
+
+def start_python(code, options, arguments, python):
+    """Its last word is the time at which it had ended."""
+    words = [python] + options + ["-c", code] + arguments
+    command = " ".join(map(shlex.quote, words)) + " && date +%s.%N"
+    return subprocess.Popen(
+        ["sh", "-c", command], env=dict(os.environ, PYTHONPATH=ROOT),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+    )  # fmt: skip
+
+
+def test_a_storage_thread_that_cannot_be_started_is_a_failing_storage(
+    lab, monkeypatch, caplog
+):
+    """As on 3.12 while the interpreter ends, or where a limit on threads is reached."""
+    (control,) = lab.started("a", hb_interval=1, hb_timeout=5)
+    storage, original = control.storage_backend, threading.Thread.start
+
+    def refused(thread):
+        if thread.name in ("cluster-maintenance", "cluster-leave"):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        original(thread)
+
+    def read(fresh=False):  # until then renewals wait for a thread of their own
+        storage.let_go.wait(60)
+        return SharedFsStorageBackend.read(storage, fresh)
+
+    storage.read = read
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        until(lambda: "create new thread" in control.status()["storage"])
+    storage.let_go.set()
+    until(lambda: control.status()["storage"] == "ok")
+    assert control.is_primary and "falls silent" not in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        cluster._remove_record(control, control._runtime.core.record, 1)
+    assert "its record stays behind" in caplog.text
 
 
 def test_a_clean_run_warns_of_nothing(lab):
