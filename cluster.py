@@ -49,8 +49,6 @@ and actions) - versions - wire format - storage contract - shared folder - decis
 core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave.
 """
 
-from __future__ import annotations
-
 import atexit
 import collections
 import errno
@@ -248,12 +246,19 @@ class ProcessIdentity(NamedTuple):
     """
 
     boot_id: str = ""
+    """Of the running kernel; new at each boot."""
     machine_id: str = ""
+    """Of the installed system: /etc/machine-id."""
     pid: int = 0
+    """In its own pid namespace."""
     start_time: int = 0
+    """In ticks since the boot: tells apart two processes that had one pid."""
     pid_namespace: str = ""
+    """Which processes its pid can be compared with."""
     network_namespace: str = ""
+    """In which its address is bound; empty where binding it would prove nothing."""
     time_namespace: str = ""
+    """In which `start_time` is told."""
     first_namespace: bool = False
     """True in the machine's initial pid namespace, that is, in no container."""
 
@@ -262,12 +267,15 @@ class NodeRecord(NamedTuple):
     """What a node writes about itself: its place in the cluster's membership."""
 
     name: str
+    """The node's name, unique among those that are alive."""
     incarnation: str
     """16 hexadecimal digits, new at each start of the node."""
     host: str
     """Address at which peers reach the node's heartbeat socket."""
     port: int
+    """Port of that socket."""
     version: Optional[str] = None
+    """What the node gave as own_version."""
     join_number: int = 0
     """Given by the storage, higher for each new incarnation: the seniority."""
     joined_at: float = 0.0
@@ -279,6 +287,7 @@ class NodeRecord(NamedTuple):
     notice: int = 0
     """Counts up while `running_term` is set: the notice is news, not a leftover."""
     process: ProcessIdentity = ProcessIdentity()
+    """Which process the node is."""
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -4728,6 +4737,7 @@ class ClusterControl:
             hb_interval, hb_timeout, hb_missed_count, check_interval,
             lease_duration, freeze_limit, stop_timeout,
         )  # fmt: skip
+        """All durations of this node, as they were checked."""
         if not isinstance(storage_backend, StorageBackend):
             text = "storage_backend must be a StorageBackend, such as %s, not %r"
             raise ValueError(
