@@ -21,9 +21,12 @@ Guaranteed:
     returned, or its process is dead, no other node's start callback begins. Under
     lost, late and repeated packets, partitions of any shape, storage that errors,
     hangs or answers late, crashes, restarts and wall-clock jumps.
+
     G2. Each primary's `term` is higher than that of any before.
+
     G3. `is_primary` is False from the instant at which the lease has run out on the
     caller's own clock, whether or not a thread has noticed.
+
     G4. Every start callback that began is followed by one stop callback. Nothing
     that a callback, a packet, a record or the storage does ends a thread silently.
 
@@ -33,7 +36,9 @@ Not guaranteed:
     their node can still say that they run), and that the process was not kept from
     running past its lease. Where the last two fail, G2 and G3 remain: give `term`
     to what must refuse a former primary.
+
     N2. There may be no primary for a while; how long is in the README.
+
     N3. `cluster` and what it says of other nodes is as old as their last heartbeat.
 
 Thread:
