@@ -948,11 +948,23 @@ def _flush_folder(path: str) -> None:
         os.close(descriptor)
 
 
+def _temporary(folder: str, prefix: str = "tmp-") -> str:
+    """A new name there; `_clean` knows it, should its writer be killed."""
+    return os.path.join(folder, prefix + _random_id())
+
+
+def _new_file(path: str) -> int:
+    """Makes an empty file, whose descriptor it returns."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    for name in ("O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o664)
+
+
 def _write_file(path: str, data: bytes, flush: bool = True) -> None:
     """Writes a file that is there as a whole or not at all."""
-    temporary = os.path.join(os.path.dirname(path), "tmp-" + _random_id())
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags | getattr(os, "O_CLOEXEC", 0), 0o664)
+    temporary = _temporary(os.path.dirname(path))
+    descriptor = _new_file(temporary)
     try:
         try:
             _write_all(descriptor, data)
@@ -992,8 +1004,7 @@ def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
     # Somebody else may have put the right thing there since that look. Onto
     # something of the wrong kind, a rename of that fails, and takes nothing away
     if not stat.S_ISDIR(mode):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        os.close(os.open(aside, flags, 0o664))
+        os.close(_new_file(aside))
     elif os.name != "nt":
         os.mkdir(aside, 0o775)
     try:
@@ -1005,18 +1016,18 @@ def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
 
 def _make_folder(path: str) -> None:
     _move_aside(path, stat.S_ISDIR)
-    try:
-        os.mkdir(path, 0o775)
-    except FileExistsError:
-        pass
+    _mkdir(path)
 
 
 def _make_folders(path: str) -> None:
     """As `os.makedirs`, but no parent is writable for the world, whatever the umask."""
     parent = os.path.dirname(path)
-    if os.path.isdir(path) or parent == path:
-        return
-    _make_folders(parent)
+    if not os.path.isdir(path) and parent != path:
+        _make_folders(parent)
+        _mkdir(path)
+
+
+def _mkdir(path: str) -> None:
     try:
         os.mkdir(path, 0o775)
     except FileExistsError:
@@ -1044,9 +1055,9 @@ def _put_folder(temporary: str, path: str) -> None:
 
 
 def _refresh(folder: str) -> None:
-    path = os.path.join(folder, "tmp-" + _random_id())
+    path = _temporary(folder)
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+        os.close(_new_file(path))
     except OSError:  # missing, full or read-only: then the listing has to do
         return
     _unlink(path)
@@ -1141,7 +1152,7 @@ class _Register:
 
     def _prepared(self, value: str) -> str:
         """A new folder beside this one, with the value in it."""
-        temporary = os.path.join(os.path.dirname(self.folder), "tmp-" + _random_id())
+        temporary = _temporary(os.path.dirname(self.folder))
         os.mkdir(temporary, 0o775)
         try:
             _write_file(os.path.join(temporary, value), b"")
@@ -1304,7 +1315,7 @@ class SharedFsStorageBackend(StorageBackend):
         if self._root != (0, 0) and self._root_identity() != self._root:
             self._raise_gone()
         _make_folders(self.path)
-        temporary = os.path.join(self.path, "tmp-cluster-" + _random_id())
+        temporary = _temporary(self.path, "tmp-cluster-")
         os.mkdir(temporary, 0o775)
         try:
             self._furnish(temporary, _random_id())
@@ -1329,20 +1340,17 @@ class SharedFsStorageBackend(StorageBackend):
         status = os.stat(self.path)
         return status.st_dev, status.st_ino
 
-    def _stored_id(self) -> Optional[str]:
-        return self._identity.value()
-
     def _opened_id(self) -> str:
-        found = self._stored_id()
-        if found is None and self._id_missing_since is None:
-            self._id_missing_since = time.monotonic()
+        found = self._identity.value()
         if found is None:
-            assert self._id_missing_since is not None
-            if time.monotonic() < self._id_missing_since + _IDENTITY_GRACE:
+            now = time.monotonic()
+            if self._id_missing_since is None:
+                self._id_missing_since = now
+            if now < self._id_missing_since + _IDENTITY_GRACE:
                 text = "%s: its id is missing; a running member restores it in seconds"
                 raise StorageError(text % self._folder)
             self._furnish(self._folder, _random_id())
-            found = self._stored_id()
+            found = self._identity.value()
         self._id_missing_since = None
         if found is None:
             raise StorageError("%s: its id cannot be written" % self._folder)
@@ -1367,7 +1375,7 @@ class SharedFsStorageBackend(StorageBackend):
                     self._root = root
                 return self._cluster_id
             same_root = root == self._root
-            found = self._stored_id()
+            found = self._identity.value()
         except OSError as error:
             raise _why(error, self.path) from error
         if not same_root and found != self._cluster_id:
@@ -1401,9 +1409,9 @@ class SharedFsStorageBackend(StorageBackend):
 
     def _clean(self) -> None:
         """Removes temporary files whose writers were killed long ago."""
-        probe = os.path.join(self._folder, "tmp-" + _random_id())
+        probe = _temporary(self._folder)
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+            os.close(_new_file(probe))
             now = os.stat(probe).st_mtime  # by the server's clock, like the others'
             _unlink(probe)
         except OSError:
@@ -4130,8 +4138,8 @@ class _Runtime:
             self._socket.close()
             raise
         self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
+        for end in (self._waker, self._woken):
+            end.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
