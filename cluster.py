@@ -21,9 +21,12 @@ Guaranteed:
     returned, or its process is dead, no other node's start callback begins. Under
     lost, late and repeated packets, partitions of any shape, storage that errors,
     hangs or answers late, crashes, restarts and wall-clock jumps.
+
     G2. Each primary's `term` is higher than that of any before.
+
     G3. `is_primary` is False from the instant at which the lease has run out on the
     caller's own clock, whether or not a thread has noticed.
+
     G4. Every start callback that began is followed by one stop callback. Nothing
     that a callback, a packet, a record or the storage does ends a thread silently.
 
@@ -33,7 +36,9 @@ Not guaranteed:
     their node can still say that they run), and that the process was not kept from
     running past its lease. Where the last two fail, G2 and G3 remain: give `term`
     to what must refuse a former primary.
+
     N2. There may be no primary for a while; how long is in the README.
+
     N3. `cluster` and what it says of other nodes is as old as their last heartbeat.
 
 Thread:
@@ -48,8 +53,6 @@ The file, from top to bottom: errors - vocabulary (what is stored, timings, even
 and actions) - versions - wire format - storage contract - shared folder - decision
 core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave.
 """
-
-from __future__ import annotations
 
 import atexit
 import collections
@@ -248,12 +251,19 @@ class ProcessIdentity(NamedTuple):
     """
 
     boot_id: str = ""
+    """Of the running kernel; new at each boot."""
     machine_id: str = ""
+    """Of the installed system: /etc/machine-id."""
     pid: int = 0
+    """In its own pid namespace."""
     start_time: int = 0
+    """In ticks since the boot: tells apart two processes that had one pid."""
     pid_namespace: str = ""
+    """Which processes its pid can be compared with."""
     network_namespace: str = ""
+    """In which its address is bound; empty where binding it would prove nothing."""
     time_namespace: str = ""
+    """In which `start_time` is told."""
     first_namespace: bool = False
     """True in the machine's initial pid namespace, that is, in no container."""
 
@@ -262,12 +272,15 @@ class NodeRecord(NamedTuple):
     """What a node writes about itself: its place in the cluster's membership."""
 
     name: str
+    """The node's name, unique among those that are alive."""
     incarnation: str
     """16 hexadecimal digits, new at each start of the node."""
     host: str
     """Address at which peers reach the node's heartbeat socket."""
     port: int
+    """Port of that socket."""
     version: Optional[str] = None
+    """What the node gave as own_version."""
     join_number: int = 0
     """Given by the storage, higher for each new incarnation: the seniority."""
     joined_at: float = 0.0
@@ -279,6 +292,7 @@ class NodeRecord(NamedTuple):
     notice: int = 0
     """Counts up while `running_term` is set: the notice is news, not a leftover."""
     process: ProcessIdentity = ProcessIdentity()
+    """Which process the node is."""
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -849,6 +863,9 @@ class StorageBackend:
 _ONE_KERNEL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs")
 _LISTINGS = 4  # a rename may hide from one listing, or show twice; not from so many
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # no folder is there
+_REFUSED = (  # a rename that fails so is not carried out; EPERM: sshfs, onto a folder
+    errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EACCES, errno.EPERM,
+)  # fmt: skip
 _RACES = 1000  # lost in a row, they are no bad luck any more
 _UNREAD = (0, 0, 0)  # in place of the signature of a file that could not be read
 _NO_ROSTER, _UNKNOWN_ROSTER = -1, -2  # in place of the counter that names a roster
@@ -931,11 +948,23 @@ def _flush_folder(path: str) -> None:
         os.close(descriptor)
 
 
+def _temporary(folder: str, prefix: str = "tmp-") -> str:
+    """A new name there; `_clean` knows it, should its writer be killed."""
+    return os.path.join(folder, prefix + _random_id())
+
+
+def _new_file(path: str) -> int:
+    """Makes an empty file, whose descriptor it returns."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    for name in ("O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o664)
+
+
 def _write_file(path: str, data: bytes, flush: bool = True) -> None:
     """Writes a file that is there as a whole or not at all."""
-    temporary = os.path.join(os.path.dirname(path), "tmp-" + _random_id())
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags | getattr(os, "O_CLOEXEC", 0), 0o664)
+    temporary = _temporary(os.path.dirname(path))
+    descriptor = _new_file(temporary)
     try:
         try:
             _write_all(descriptor, data)
@@ -957,6 +986,10 @@ def _unlink(path: str) -> None:
         pass
 
 
+def _aside(folder: str, name: str) -> str:
+    return os.path.join(folder, "aside-%s-%s" % (_random_id(), name[-50:]))
+
+
 def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
     """What stands in our place but is none of ours is kept, under another name."""
     try:
@@ -966,13 +999,12 @@ def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
     if is_right(mode):
         return
     folder, name = os.path.split(path)
-    aside = os.path.join(folder, "aside-%s-%s" % (_random_id(), name))
+    aside = _aside(folder, name)
     log.warning("%s is not what belongs there; moved to %s", path, aside)
     # Somebody else may have put the right thing there since that look. Onto
     # something of the wrong kind, a rename of that fails, and takes nothing away
     if not stat.S_ISDIR(mode):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        os.close(os.open(aside, flags, 0o664))
+        os.close(_new_file(aside))
     elif os.name != "nt":
         os.mkdir(aside, 0o775)
     try:
@@ -984,18 +1016,18 @@ def _move_aside(path: str, is_right: Callable[[int], bool]) -> None:
 
 def _make_folder(path: str) -> None:
     _move_aside(path, stat.S_ISDIR)
-    try:
-        os.mkdir(path, 0o775)
-    except FileExistsError:
-        pass
+    _mkdir(path)
 
 
 def _make_folders(path: str) -> None:
     """As `os.makedirs`, but no parent is writable for the world, whatever the umask."""
     parent = os.path.dirname(path)
-    if os.path.isdir(path) or parent == path:
-        return
-    _make_folders(parent)
+    if not os.path.isdir(path) and parent != path:
+        _make_folders(parent)
+        _mkdir(path)
+
+
+def _mkdir(path: str) -> None:
     try:
         os.mkdir(path, 0o775)
     except FileExistsError:
@@ -1008,10 +1040,24 @@ def _remove_folder(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _refresh(folder: str) -> None:
-    path = os.path.join(folder, "tmp-" + _random_id())
+def _put_folder(temporary: str, path: str) -> None:
+    """Renames a folder into its place, where nothing is, or an empty one."""
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+        os.rename(temporary, path)
+    except OSError as error:
+        # Any other error may hide a rename that was carried out, or will be: to
+        # empty the folder would then take away what stands in its place. `_clean`
+        # removes it in a day
+        if error.errno in _REFUSED:
+            _remove_folder(temporary)
+        raise
+    _flush_folder(os.path.dirname(path))
+
+
+def _refresh(folder: str) -> None:
+    path = _temporary(folder)
+    try:
+        os.close(_new_file(path))
     except OSError:  # missing, full or read-only: then the listing has to do
         return
     _unlink(path)
@@ -1054,11 +1100,15 @@ class _Register:
         return sorted(found, key=self._newest)
 
     def _is_value(self, entry: "os.DirEntry[str]") -> bool:
+        foreign = self._is_foreign(entry.name)
+        return not foreign and entry.is_file(follow_symlinks=False)
+
+    def _is_foreign(self, name: str) -> bool:
         try:
-            self._newest(entry.name)
+            self._newest(name)
         except ValueError:
-            return False
-        return entry.is_file(follow_symlinks=False)
+            return True
+        return False
 
     def refresh(self) -> None:
         """Changes the folder, so that no client believes its cached listing."""
@@ -1084,18 +1134,13 @@ class _Register:
         """Puts the first value there. Onto a folder with one, the rename fails."""
         if self.value() is not None:
             return False
-        parent, name = os.path.split(self.folder)
         _move_aside(self.folder, stat.S_ISDIR)
-        temporary = os.path.join(parent, "tmp-" + _random_id())
-        os.mkdir(temporary, 0o775)
+        temporary = self._prepared(value)
         try:
-            _write_file(os.path.join(temporary, value), b"")
             self._sweep()
-            os.rename(temporary, self.folder)
-            _flush_folder(parent)
+            _put_folder(temporary, self.folder)
             return True
         except OSError:
-            _remove_folder(temporary)
             if value in self._names():
                 return True
             if self.value() is not None:
@@ -1105,15 +1150,37 @@ class _Register:
                 raise StorageError(text % self.folder) from None
             raise
 
+    def _prepared(self, value: str) -> str:
+        """A new folder beside this one, with the value in it."""
+        temporary = _temporary(os.path.dirname(self.folder))
+        os.mkdir(temporary, 0o775)
+        try:
+            _write_file(os.path.join(temporary, value), b"")
+        except OSError:
+            _remove_folder(temporary)
+            raise
+        return temporary
+
     def _sweep(self) -> None:
-        """Removes probes whose writer was killed: they would block the rename."""
+        """Takes out what would block the rename: probes of the killed, foreign files.
+
+        Not by moving the folder: another process may have emptied it already, and
+        put the first value there. A foreign name never becomes a value.
+        """
         try:
             for name in os.listdir(self.folder):
                 if _is_temporary(name):
                     _unlink(os.path.join(self.folder, name))
+                elif self._is_foreign(name):
+                    self._take_out(name)
             os.rmdir(self.folder)  # Windows renames onto no folder, even an empty one
         except OSError:  # it is not there, or is not empty: the rename decides
             pass
+
+    def _take_out(self, name: str) -> None:
+        aside = _aside(os.path.dirname(self.folder), name)
+        log.warning("%r does not belong in %s; moved to %r", name, self.folder, aside)
+        os.rename(os.path.join(self.folder, name), aside)
 
 
 def _is_temporary(name: str, prefix: str = "tmp-") -> bool:
@@ -1215,6 +1282,9 @@ class SharedFsStorageBackend(StorageBackend):
         self._lease = _Register(os.path.join(self._folder, "lease"), _lease_order)
         seniority = os.path.join(self._folder, "seniority")
         self._seniority = _Register(seniority, _number)
+        registers = (self._identity, self._lease, self._seniority)
+        self._folders = [self._nodes, self._roster_folder]
+        self._folders += [register.folder for register in registers]
 
     # ---- which store is this?
 
@@ -1226,6 +1296,7 @@ class SharedFsStorageBackend(StorageBackend):
                 self._check_identity()  # the store under another root is none of ours
             if not os.path.isdir(self._folder):
                 self._bootstrap()
+            self._move_links_aside()
             self._cluster_id = self._opened_id()
             self._root = self._root_identity()
             self._clean()
@@ -1244,14 +1315,16 @@ class SharedFsStorageBackend(StorageBackend):
         if self._root != (0, 0) and self._root_identity() != self._root:
             self._raise_gone()
         _make_folders(self.path)
-        temporary = os.path.join(self.path, "tmp-cluster-" + _random_id())
+        temporary = _temporary(self.path, "tmp-cluster-")
         os.mkdir(temporary, 0o775)
         try:
             self._furnish(temporary, _random_id())
-            os.rename(temporary, self._folder)
-            _flush_folder(self.path)
         except OSError:
             _remove_folder(temporary)
+            raise
+        try:
+            _put_folder(temporary, self._folder)
+        except OSError:
             if not os.path.isdir(self._folder):
                 raise
 
@@ -1267,20 +1340,17 @@ class SharedFsStorageBackend(StorageBackend):
         status = os.stat(self.path)
         return status.st_dev, status.st_ino
 
-    def _stored_id(self) -> Optional[str]:
-        return self._identity.value()
-
     def _opened_id(self) -> str:
-        found = self._stored_id()
-        if found is None and self._id_missing_since is None:
-            self._id_missing_since = time.monotonic()
+        found = self._identity.value()
         if found is None:
-            assert self._id_missing_since is not None
-            if time.monotonic() < self._id_missing_since + _IDENTITY_GRACE:
+            now = time.monotonic()
+            if self._id_missing_since is None:
+                self._id_missing_since = now
+            if now < self._id_missing_since + _IDENTITY_GRACE:
                 text = "%s: its id is missing; a running member restores it in seconds"
                 raise StorageError(text % self._folder)
             self._furnish(self._folder, _random_id())
-            found = self._stored_id()
+            found = self._identity.value()
         self._id_missing_since = None
         if found is None:
             raise StorageError("%s: its id cannot be written" % self._folder)
@@ -1297,6 +1367,7 @@ class SharedFsStorageBackend(StorageBackend):
         path = os.path.join(self._identity.folder, self._cluster_id)
         try:
             root = self._root_identity()
+            self._move_links_aside()
             if os.path.isfile(path):
                 # Mounted again, it has a new device; but not if that was just now:
                 # the root looked at may be the empty folder below
@@ -1304,12 +1375,18 @@ class SharedFsStorageBackend(StorageBackend):
                     self._root = root
                 return self._cluster_id
             same_root = root == self._root
-            found = self._stored_id()
+            found = self._identity.value()
         except OSError as error:
             raise _why(error, self.path) from error
         if not same_root and found != self._cluster_id:
             self._raise_gone()
         return found
+
+    def _move_links_aside(self) -> None:
+        """Followed, a link in place of a folder would lead every call elsewhere."""
+        for folder in self._folders:
+            if os.path.islink(folder):
+                _move_aside(folder, stat.S_ISDIR)
 
     def _raise_gone(self) -> None:
         text = "%s is gone: not the folder that it was; is the share mounted?"
@@ -1332,16 +1409,14 @@ class SharedFsStorageBackend(StorageBackend):
 
     def _clean(self) -> None:
         """Removes temporary files whose writers were killed long ago."""
-        probe = os.path.join(self._folder, "tmp-" + _random_id())
+        probe = _temporary(self._folder)
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o664))
+            os.close(_new_file(probe))
             now = os.stat(probe).st_mtime  # by the server's clock, like the others'
             _unlink(probe)
         except OSError:
             return
-        registers = (self._identity, self._lease, self._seniority)
-        folders = [self.path, self._folder, self._nodes, self._roster_folder]
-        for folder in folders + [register.folder for register in registers]:
+        for folder in [self.path, self._folder] + self._folders:
             _clean_folder(folder, "tmp-cluster-" if folder == self.path else "tmp-",
                           now - _STALE_AFTER)  # fmt: skip
 
@@ -3901,13 +3976,30 @@ else:  # pragma: no cover
     _clock = time.monotonic
 
 
+class _Limit:
+    """Lets the same complaint through at most once a minute."""
+
+    def __init__(self) -> None:
+        self._passed_at = -FOREVER
+
+    def passes(self) -> bool:
+        now = _clock()
+        passes = now >= self._passed_at + COMPLAINT_INTERVAL
+        self._passed_at = now if passes else self._passed_at
+        return passes
+
+
 class _Socket:
     """The UDP socket: bound to one address for as long as the node runs."""
 
     def __init__(self, host: str, port: int) -> None:
-        family, address = _resolve(host, port)
+        family, address = _resolve("host_name", host, port)
         self.family = family
         self.wildcard = address[0] in ("0.0.0.0", "::")
+        # Flow and scope of IPv6. Peers with link-local addresses share our link, but
+        # not our name for it: what goes to them goes out where we are bound
+        self._scope = address[2:]
+        self.link_local = any(self._scope)
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if family == socket.AF_INET6 and hasattr(socket, "IPV6_V6ONLY"):
@@ -3936,11 +4028,12 @@ class _Socket:
         return self._socket.fileno()
 
     def send(self, data: bytes, address: Tuple[str, int]) -> None:
-        try:
-            self._socket.sendto(data, address)
-        except (OSError, ValueError, TypeError):
-            # unreachable, full, closed, or no address at all: a lost datagram
-            pass
+        # A name in somebody's record would be looked up here, and block all timers
+        if _packed_address(address[0])[1]:
+            try:
+                self._socket.sendto(data, (*address, *self._scope))
+            except (OSError, ValueError, TypeError, OverflowError):
+                pass  # unreachable, full, closed, another family: a lost datagram
 
     def receive(self) -> Optional[Tuple[bytes, Tuple[str, int]]]:
         try:
@@ -3951,6 +4044,8 @@ class _Socket:
 
     def route_to(self, host: str) -> Optional[str]:
         """Our address as that host would see it. No packet is sent."""
+        if not _packed_address(host)[1]:
+            return None  # never looks up a name
         try:
             with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
                 probe.connect((host, 9))
@@ -3963,11 +4058,15 @@ class _Socket:
         self._socket.close()
 
 
-def _resolve(host: str, port: int) -> Tuple[int, Tuple[Any, ...]]:
+def _resolve(
+    setting: str, host: str, port: int, family: int = 0
+) -> Tuple[int, Tuple[Any, ...]]:
+    """May ask a name server, and so take any time: never in the heartbeat thread."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
-        raise ClusterError("host_name %r is no address: %s" % (host, error)) from error
+        text = "%s %r is no address: %s" % (setting, host, error)
+        raise ClusterError(text) from error
     return int(found[0][0]), found[0][4]
 
 
@@ -3987,13 +4086,20 @@ class _StorageWorker:
         self._cluster_name = cluster_name
         self._post = post
         self._busy = 0  # id of the call that the present thread works on
+        self._limit = _Limit()
         self._queue: "queue.SimpleQueue[Optional[Call]]"
         self.thread: Optional[threading.Thread] = None
         self.abandoned = False
 
     def submit(self, call: Call) -> None:
-        if self.thread is None or self._busy:
-            self._new_thread()
+        try:
+            if self.thread is None or self._busy:
+                self._new_thread()
+        except RuntimeError as error:
+            # 3.12 starts none while the interpreter ends. The storage may be tried
+            # again; a dead decision loop could not
+            self._post(Returned(call.id, error=str(error)))
+            return
         self._busy = call.id
         self._queue.put(call)
 
@@ -4003,13 +4109,13 @@ class _StorageWorker:
             self._busy = 0
 
     def _new_thread(self) -> None:
+        calls: "queue.SimpleQueue[Optional[Call]]" = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=self._run, args=(calls,), name="cluster-maintenance", daemon=True
+        )
+        thread.start()
         self.close()
-        self._queue = queue.SimpleQueue()
-        self.thread = threading.Thread(
-            target=self._run, args=(self._queue,),
-            name="cluster-maintenance", daemon=True,
-        )  # fmt: skip
-        self.thread.start()
+        self.thread, self._queue = thread, calls
 
     def close(self) -> None:
         """The present thread ends when it is back from its call."""
@@ -4026,7 +4132,8 @@ class _StorageWorker:
             except StorageError as error:
                 returned = Returned(call.id, error=str(error))
             except BaseException as error:  # a faulty backend is a failing storage
-                log.exception("the storage backend failed")
+                if self._limit.passes():
+                    log.exception("the storage backend failed")
                 returned = Returned(call.id, error=repr(error))
             if self.abandoned:
                 self._take_back(call.request)
@@ -4125,9 +4232,14 @@ class _Runtime:
         self._control = control
         self._inbox: Deque[Event] = collections.deque()
         self._socket = _Socket(host, port)
+        try:
+            record = self._new_record()
+        except ClusterError:
+            self._socket.close()
+            raise
         self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
+        for end in (self._waker, self._woken):
+            end.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -4135,8 +4247,7 @@ class _Runtime:
         self._tag = ""
         self._tag_of: Optional[str] = None
         self._dropped: Dict[str, int] = {}
-        self._dropped_said_at = -FOREVER
-        record = self._new_record()
+        self._drop_limit, self._trip_limit = _Limit(), _Limit()
         first_term = int(time.time())
         self.core = Core(control.timings, record, _clock(), first_term)
         self._coroner = _Coroner(record, enabled=control.same_host_proof)
@@ -4159,12 +4270,16 @@ class _Runtime:
     def _new_record(self) -> NodeRecord:
         control, sock = self._control, self._socket
         identity = own_identity() if control.same_host_proof else ProcessIdentity()
-        host = control.advertise_host or self._own_address(())
-        if control.advertise_host:
-            # Others may bind what is no address of ours: that would prove nothing
+        host = control.advertise_host
+        if host:
+            _, address = _resolve("advertise_host", host, sock.port, sock.family)
+            host = address[0]
+        if host or sock.link_local:
+            # Others may bind what is no address of ours, or the same link-local one
+            # on another link: that would prove nothing
             identity = identity._replace(network_namespace="", first_namespace=False)
         return NodeRecord(
-            control.node_name, _random_id(), host, sock.port,
+            control.node_name, _random_id(), host or self._own_address(()), sock.port,
             version=control.own_version, joined_at=time.time(), process=identity,
         )  # fmt: skip
 
@@ -4286,8 +4401,11 @@ class _Runtime:
                 actions += self.core.step(_clock(), *heard)
         except Exception:
             # A packet that trips us must not end the node; all else would leave
-            # it in a state that nobody has thought of
-            log.exception("a heartbeat could not be handled, and is dropped")
+            # it in a state that nobody has thought of. What was decided before that
+            # packet is done all the same: the core waits for its results
+            actions += self.core._out
+            if self._trip_limit.passes():
+                log.exception("a heartbeat could not be handled, and is dropped")
             actions += self.core.step(_clock())
         return actions
 
@@ -4351,8 +4469,7 @@ class _Runtime:
         reason = reason.split(":")[0]
         if reason in self._dropped or len(self._dropped) < 32:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
-        if _clock() >= self._dropped_said_at + COMPLAINT_INTERVAL:
-            self._dropped_said_at = _clock()
+        if self._drop_limit.passes():
             counts = ["%s (%d)" % item for item in sorted(self._dropped.items())]
             text = "%s: dropped packets, the last from %s:%d: %s"
             log.warning(text, self._control.node_name, *source, ", ".join(counts))
@@ -4624,6 +4741,16 @@ def _check_name(what: str, name: Any) -> str:
     return str(name)
 
 
+def _check_advertised(host: Any) -> Optional[str]:
+    """A name is looked up by `start`, which may wait; the constructor does not."""
+    if host is None:
+        return None
+    if not isinstance(host, str) or host in ("", "0.0.0.0", "::") or "%" in host:
+        text = "advertise_host must be one address or name, without a scope, not %r"
+        raise ValueError(text % (host,))
+    return host
+
+
 def _default_node_name() -> str:
     host = socket.gethostname()[:100] or "node"
     return "%s-%d-%s" % (host, os.getpid(), _random_id()[:4])
@@ -4641,7 +4768,8 @@ class ClusterControl:
     Args:
         cluster_name: nodes with the same name and storage form one cluster.
         host_name: the address to bind, IPv4 or IPv6; "0.0.0.0" (the default) or
-            "::" binds all, and advertises the one that routes to the peers.
+            "::" binds all, and advertises the one that routes to the peers. One
+            like "fe80::1%eth0" finds the peers that are on that link.
         node_name: unique in the cluster. Default: a new unique one.
         hb_port: UDP port; 0 (the default) takes any free one.
         hb_interval: seconds between two heartbeats. Shorter finds the dead
@@ -4672,7 +4800,8 @@ class ClusterControl:
             from the kernel, without waiting for the timeouts.
         secret: text or bytes that all nodes share; then only packets that are
             authenticated by it are believed.
-        advertise_host: the address to tell the peers, behind NAT.
+        advertise_host: the address to tell the peers, behind NAT. A name is looked
+            up once, when the node starts or joins.
 
     Raises:
         ValueError: a setting that cannot work; names the values and the rule.
@@ -4721,6 +4850,7 @@ class ClusterControl:
             hb_interval, hb_timeout, hb_missed_count, check_interval,
             lease_duration, freeze_limit, stop_timeout,
         )  # fmt: skip
+        """All durations of this node, as they were checked."""
         if not isinstance(storage_backend, StorageBackend):
             text = "storage_backend must be a StorageBackend, such as %s, not %r"
             raise ValueError(
@@ -4737,7 +4867,7 @@ class ClusterControl:
         self.exit_callback = exit_callback
         self.own_version = own_version
         self.same_host_proof = bool(same_host_proof)
-        self.advertise_host = advertise_host
+        self.advertise_host = _check_advertised(advertise_host)
         self._secret = secret.encode() if isinstance(secret, str) else secret or b""
         self._runtime: Optional[_Runtime] = None
         self._started = self._stopped = self._forked = False
@@ -4767,7 +4897,8 @@ class ClusterControl:
 
         Raises:
             RuntimeError: the control was stopped; make a new one.
-            ClusterError: the port cannot be bound; nothing was started.
+            ClusterError: the port cannot be bound, or a host is no address;
+                nothing was started.
         """
         self._refuse_fork()
         if self._stopped:
@@ -4986,7 +5117,7 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
         DuplicateNodeError: a living process has this node name.
         StorageError: the storage did not answer in time. Nothing is left behind,
             and a retry is safe. After start() the node goes on trying by itself.
-        ClusterError: the port cannot be bound.
+        ClusterError: the port cannot be bound, or a host is no address.
         RuntimeError: the control was stopped.
     """
     ctrl._refuse_fork()
@@ -5056,8 +5187,11 @@ def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> 
             log.debug("%s: %s", ctrl.node_name, error)
 
     thread = threading.Thread(target=remove, name="cluster-leave", daemon=True)
-    thread.start()
-    thread.join(timeout)
+    try:
+        thread.start()
+        thread.join(timeout)
+    except RuntimeError:  # 3.12 starts none while the interpreter ends
+        pass
     if not removed:
         log.warning("%s: its record stays behind; the others remove it", ctrl.node_name)
 

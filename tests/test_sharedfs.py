@@ -680,14 +680,77 @@ def test_a_lost_seniority_register_goes_on_above_the_records(share):
     assert share.opened().next_join_number() == 42
 
 
-def test_a_folder_blocked_by_a_foreign_file_says_so(share):
+def test_foreign_files_in_a_register_without_value_do_not_block_the_first(share):
     backend = share.opened()
     share.lease.mkdir()
-    (share.lease / "notes.txt").write_text("x")
+    (share.lease / "notes.txt").write_text("precious")
+    (share.lease / "folder").mkdir()
+    (share.lease / "folder" / "inside").write_text("precious")
+    (share.lease / ("\u1234" * 80)).write_text("precious")  # as long as can be
+    (share.lease / ("tmp-" + A)).write_text("")  # a probe whose writer was killed
+    assert backend.read().lease is None
+    assert backend.swap_lease(None, LEASE)
+    assert only(share.lease).name == cluster._lease_name(LEASE, -1)
+    kept = [p for p in share.folder.rglob("*") if p.is_file() and "aside-" in str(p)]
+    assert [p.read_text() for p in kept] == ["precious"] * 3
+
+
+def test_a_register_blocked_by_what_has_the_name_of_a_value_says_so(share):
+    backend = share.opened()
+    share.lease.mkdir()
+    (share.lease / cluster._lease_name(LEASE, -1)).mkdir()
     with pytest.raises(StorageError, match="does not belong there"):
-        backend.swap_lease(None, LEASE)
-    (share.lease / "notes.txt").rename(share.lease / ("tmp-" + A))
-    assert backend.swap_lease(None, LEASE)  # a probe whose writer was killed
+        backend.swap_lease(None, lease(1, 1, B))
+
+
+@posix_only
+@pytest.mark.parametrize("folder", ["lease", "seniority", "rosters", "nodes", "identity"])
+def test_a_link_in_place_of_a_folder_is_moved_aside_and_not_followed(share, folder):
+    backend = used(share)
+    real, target = share.folder / folder, share.path.with_name("outside")
+    real.rename(target)
+    before = sorted(target.iterdir())
+    real.symlink_to(target)
+    snapshot = backend.read()
+    if folder == "lease":
+        assert snapshot.lease is None
+    if folder == "rosters":  # none has read it from the link
+        assert share.opened().read().lease.roster is None
+    if folder == "nodes":
+        assert snapshot.nodes == ()
+    if folder == "identity":
+        assert snapshot.cluster_id is None
+        backend.repair(backend._cluster_id)
+    backend.write_node(RECORD)
+    backend.remove_node("n1", A)
+    assert backend.next_join_number() > 0
+    assert backend.swap_lease(snapshot.lease, lease(2, 1, B, [A]))
+    assert sorted(target.iterdir()) == before
+    (aside,) = [p for p in share.folder.iterdir() if p.name.startswith("aside-")]
+    assert aside.is_symlink()
+
+
+@pytest.mark.parametrize("which", ["folder", "lease"])
+def test_a_folder_whose_rename_may_still_land_is_not_emptied(share, monkeypatch, which):
+    first = {"folder": share.opened, "lease": lambda: backend.swap_lease(None, LEASE)}
+    late, original = [], os.rename
+
+    def rename(source, target):
+        if target == str(getattr(share, which)):
+            late.append((source, target))
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), source)
+        original(source, target)
+
+    if which == "lease":
+        backend = share.opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        with pytest.raises(StorageError):
+            first[which]()
+    original(*late.pop())  # now it lands
+    reader = share.opened()
+    assert late == [] and reader.read().lease == (LEASE if which == "lease" else None)
+    assert len(list((share.folder / "identity").iterdir())) == 1
 
 
 # ---- creation
