@@ -1156,6 +1156,8 @@ class Known:
         reads = self._reads.setdefault(process, [(-1, 0.0)])
         if generation > reads[-1][0]:
             reads.append((generation, self.world.now))
+        if snapshot.cluster_id not in (None, process.core.cluster_id):
+            return  # a store that it is yet to join: it may be replaced before that
         if snapshot.lease is not None:
             self._told_term(process, snapshot.lease.term)
         records = self._records.setdefault(process, {})
