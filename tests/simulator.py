@@ -347,8 +347,9 @@ class Store:
         expected, lease = request.expected, self.lease
         if (lease is None) != (expected is None):
             return False
-        if lease is not None and expected is not None and lease.stamp != expected.stamp:
-            return False
+        if lease is not None and expected is not None:
+            if (lease.stamp, lease.holder) != (expected.stamp, expected.holder):
+                return False
         self.lease = request.new
         self.world.judge.leases.swapped(request.new, lease)
         return True
