@@ -2085,6 +2085,8 @@ class Core:
             # Somebody else's value is there, or an earlier attempt of our own
             self._read_wanted = True
             self._claim_is_over(pending)
+            if pending.purpose == "release":  # it would go before that read, each time
+                self._release_at = self._now + self.timings.renewal_period
         elif pending.purpose == "claim":
             self._claimed(pending, new)
         elif pending.purpose == "renew":
@@ -2461,15 +2463,19 @@ class Core:
         """Waits for a holder that the register did not show when it was claimed.
 
         Heard of while the claim was on its way, or later: the register was wiped or
-        rolled back. That holder may freeze with a roster which we are not in.
+        rolled back. That holder may freeze with a roster which we are not in. If it
+        holds the very term that was claimed, this node must take a higher one.
         """
-        deposed = self._deposed.lease
-        if heartbeat.term >= self._claimed_term():
-            return
-        if deposed is None or heartbeat.term > deposed.term:
-            lease = self._lease_from(heartbeat, self.lease)
-            lease = lease._replace(duration=lease.duration + lease.freeze_limit)
-            self._deposed = Deposed(lease, self._now, self._now, self._now)
+        deposed, claimed = self._deposed.lease, self._claimed_term()
+        if heartbeat.term == claimed and heartbeat.holder != self.record.incarnation:
+            self._least_term = max(self._least_term, claimed + 1)
+            if self.role is CLAIMANT:
+                self._abandon_claim("another node holds this term")
+        elif heartbeat.term < claimed:
+            if deposed is None or heartbeat.term > deposed.term:
+                lease = self._lease_from(heartbeat, self.lease)
+                lease = lease._replace(duration=lease.duration + lease.freeze_limit)
+                self._deposed = Deposed(lease, self._now, self._now, self._now)
 
     def _claimed_term(self) -> int:
         """The term for which this node's claim is on its way, or waits; 0: none."""
@@ -2794,13 +2800,14 @@ class Core:
         that was wiped or rolled back under a primary. The others know of it. Where
         the holder is proven dead, no ghost holds this up: the living answer within H.
         """
-        wait = self._lost_after
+        wait, brief = self._lost_after, self.timings.hb_interval
         if lease is not None and self._is_proven_dead(lease):
-            wait = self.timings.hb_interval
+            wait = brief
+        # One whose record has vanished left, or was wiped; it would answer by then
         strangers = [
-            peer.heard + wait
+            peer.heard + (wait if peer.missing_since is None else brief)
             for peer in self.peers.values()
-            if not peer.ever and peer.record and peer.missing_since is None
+            if not peer.ever and peer.record
             and peer.record.seniority < self.record.seniority
             and not self._is_lost(peer)
         ]  # fmt: skip
@@ -2902,7 +2909,7 @@ class Core:
 
     def _claimed(self, pending: Pending, new: Lease) -> None:
         self._doubt = self._claim_from = None
-        if self.role is not MEMBER or self._leaving:
+        if self.role is not MEMBER or self._leaving or new.term < self._least_term:
             self._release = new
             return
         self.role = CLAIMANT
@@ -3122,11 +3129,12 @@ class Core:
     def _found(self, lease: Optional[Lease]) -> None:
         """The storage holds this lease while we think that it is ours."""
         assert self._held is not None
-        if lease is not None and lease.stamp == self._held.stamp:
-            return
-        if lease is not None and lease.stamp in self._attempts:
-            self._adopt(*self._attempts[lease.stamp])
-            return
+        if lease is not None and lease.holder == self.record.incarnation:
+            if lease.stamp == self._held.stamp:
+                return
+            if lease.stamp in self._attempts:
+                self._adopt(*self._attempts[lease.stamp])
+                return
         if lease is None or lease.stamp < self._held.stamp:
             self._lose_lease("the lease is gone from the storage")
         else:

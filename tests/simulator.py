@@ -347,8 +347,9 @@ class Store:
         expected, lease = request.expected, self.lease
         if (lease is None) != (expected is None):
             return False
-        if lease is not None and expected is not None and lease.stamp != expected.stamp:
-            return False
+        if lease is not None and expected is not None:
+            if (lease.stamp, lease.holder) != (expected.stamp, expected.holder):
+                return False
         self.lease = request.new
         self.world.judge.leases.swapped(request.new, lease)
         return True
@@ -1156,6 +1157,8 @@ class Known:
         reads = self._reads.setdefault(process, [(-1, 0.0)])
         if generation > reads[-1][0]:
             reads.append((generation, self.world.now))
+        if snapshot.cluster_id not in (None, process.core.cluster_id):
+            return  # a store that it is yet to join: it may be replaced before that
         if snapshot.lease is not None:
             self._told_term(process, snapshot.lease.term)
         records = self._records.setdefault(process, {})

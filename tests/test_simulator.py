@@ -459,6 +459,28 @@ def test_nodes_with_different_timings_respect_the_holders():
         world.settle()
 
 
+def test_a_claimant_that_hears_of_another_holder_of_its_term_takes_a_higher_one():
+    # Only a register that was wiped within a second of a claim has two of one term
+    world = settled()
+    world.isolate(world.primary().name)
+    everybody = world.others()
+
+    def claimants():
+        return [p for p in everybody if p.core.role == cluster.CLAIMANT]
+
+    world.wait_for(lambda: bool(claimants()), D + C)
+    (claimant,) = claimants()
+    teller = [p for p in everybody if p is not claimant][0]
+    term = claimant.core.lease.term
+    heartbeat = cluster.Heartbeat(
+        teller.incarnation, claimant.incarnation, 10**9, 0, term, 1, "%016x" % 7, True
+    )
+    claimant.tell(cluster.Heard(heartbeat, teller.address))
+    assert claimant.core.role == cluster.MEMBER
+    world.wait_for(lambda: any(
+        p.is_primary and p.core.primacy[0] > term for p in everybody), 3 * (D + L))
+
+
 # ---- random schedules
 
 
@@ -903,6 +925,9 @@ class RepeatsATerm(cluster.Core):
             term = request.expected.term
             request = request._replace(new=request.new._replace(term=term))
         return super()._issue(request, purpose)
+
+    def _depose_too(self, heartbeat):
+        pass
 
 
 class RunsNoStopCallback(cluster.Core):
