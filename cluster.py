@@ -41,6 +41,15 @@ Not guaranteed:
 
     N3. `cluster` and what it says of other nodes is as old as their last heartbeat.
 
+    N4. A storage that is wiped, rolled back or replaced under a living primary has no
+    atomic compare-and-swap. A node that was never shown that primary's lease, and
+    could not hear from it, may start before the former primary's next look at the
+    storage; its term is higher as long as the wall clocks are right.
+
+    N5. A storage whose calls regularly take longer than a quarter of the renewal
+    deadline, or than half of check_interval, keeps a primary that there is, and may
+    elect none.
+
 Thread:
     Three daemon threads for each control: *heartbeat* owns all decisions, timers and
     the UDP socket, *maintenance* does one storage call at a time, *callbacks* runs
