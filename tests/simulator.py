@@ -2,6 +2,7 @@
 
     python tests/simulator.py --seeds 2000 --first 0 [--jobs 2] [--seconds 240]
     python tests/simulator.py --replay SEED [--verbose]
+    python tests/simulator.py --loss 0.5 [--hours 4]
 
 Only the edges are replaced: clock, network, storage, the callback thread and the
 kernel that knows who is dead. The core under test is the shipped one. A run has a
@@ -849,6 +850,7 @@ class Process:
         self.world.examine(self, action.record)
 
     def _say(self, action: Say) -> None:
+        self.world.losses += " is lost: " in action.text
         self.world.note(self, "%s", action.text)
 
     def _joined(self, action: Joined) -> None:
@@ -1262,7 +1264,7 @@ class World:
         self.verbose = verbose and say is not None
         self.now = 0.0
         self.calm = self.plan.family == "directed"
-        self.sent = self.calls = 0
+        self.sent = self.calls = self.losses = 0
         self._heap: List[Tuple[float, int, Callable[..., None], Tuple[Any, ...]]] = []
         self._order = itertools.count()
         self.store = Store(self)
@@ -1855,6 +1857,33 @@ def run_seed(
     )
 
 
+class Losses(NamedTuple):
+    """What packet loss alone did to nodes that all live."""
+
+    false: int  # peers that were taken for lost
+    starts: int  # 1: no failover
+    packets: float  # a second and node
+
+
+def measure_losses(
+    setting: Tuple[Any, ...],
+    loss: float,
+    seconds: float,
+    seed: int = 0,
+    core_class: Any = None,
+    nodes: int = 3,
+) -> Losses:
+    """Lets so much virtual time pass, with that share of all packets lost."""
+    world = World(Plan(nodes, common=timings(*setting)), seed, core_class)
+    world.boot_all()
+    world.wait_for(world.is_settled, 10 * world.plan.common.detection_time)
+    world.network.loss = loss
+    sent = world.sent
+    world.run(seconds)
+    packets = (world.sent - sent) / seconds / nodes
+    return Losses(world.losses, world.judge.starts, packets)
+
+
 # --------------------------------------------------------------------------------
 # Command line
 # --------------------------------------------------------------------------------
@@ -1920,6 +1949,19 @@ def run_range(first: int, seeds: int, jobs: int, seconds: float) -> Tally:
     return tally
 
 
+def report_losses(loss: float, hours: float, seed: int) -> int:
+    """Per setting: how many living peers were taken for lost, and failovers."""
+    every = [
+        (setting, measure_losses(setting, loss, hours * 3600, seed))
+        for setting in sorted(set(SETTINGS))
+    ]
+    for setting, found in every:
+        text = "H T M C = %s: %d false losses, %d failovers, %.1f packets a second"
+        name = " ".join(map(str, setting))
+        print(text % (name, found.false, found.starts - 1, found.packets))
+    return 1 if any(found.false for _, found in every) else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2000, help="how many")
@@ -1928,7 +1970,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="at most")
     parser.add_argument("--replay", type=int, metavar="SEED", help="print one run")
     parser.add_argument("--verbose", action="store_true", help="with every packet")
+    parser.add_argument("--loss", type=float, help="only lose this share of packets")
+    parser.add_argument("--hours", type=float, default=1.0, help="of it, virtual")
     options = parser.parse_args()
+    if options.loss is not None:
+        return report_losses(options.loss, options.hours, options.first)
     if options.replay is not None:
         result = run_seed(options.replay, say=print, verbose=options.verbose)
         print(result.text)

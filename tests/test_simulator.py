@@ -243,11 +243,40 @@ def test_after_all_have_died_on_one_host_one_becomes_primary_at_once():
     assert wait_for_start(world, D) < 2 * H
 
 
-def test_half_of_all_packets_lost_cause_no_failover():
-    world = settled()
-    world.network.loss = 0.5
-    world.run(600)
-    assert starts(world) == 1
+HOURS = float(os.environ.get("CLUSTER_SIM_HOURS", "1"))
+
+
+@pytest.mark.parametrize("setting", [(1, 3, 2, 1), (1, 5, 5, 2), (5, 10, 2, 2)])
+def test_half_of_all_packets_lost_cause_no_failover_and_no_node_is_lost(setting):
+    found = simulator.measure_losses(setting, 0.5, HOURS * 3600)
+    assert (found.false, found.starts) == (0, 1), found
+
+
+def test_who_is_dead_costs_each_node_forty_asks_and_no_more():
+    nodes = 6
+    world = settled(nodes)
+    world.crash(world.others()[0].name)
+    sent = world.sent
+    world.run(D + H)
+    asks = world.sent - sent - nodes * (nodes - 1) * (D + H) / H
+    assert 30 * (nodes - 1) < asks < 50 * (nodes - 1)
+    sent = world.sent
+    world.run(D)
+    assert world.sent - sent < 1.1 * nodes * (nodes - 1) * D / H + nodes
+
+
+def test_while_nobody_hears_anybody_and_after_that_there_is_no_storm_of_answers():
+    nodes = 6
+    world = settled(nodes)
+    world.cut_all()
+    sent = world.sent
+    world.run(D - 3 * COMMON.ask_interval)
+    asks = world.sent - sent
+    assert asks < nodes * (nodes - 1) * (D / H + 41)
+    world.heal_network()
+    sent = world.sent
+    world.run(H)
+    assert world.sent - sent < nodes * (nodes - 1) * 10
 
 
 def test_a_node_whose_storage_hangs_still_stops():
@@ -787,6 +816,12 @@ def the_end_of_an_outage(core):
         raise Broken("liveness", "the end of an outage is no reason to hand over")
 
 
+def half_of_all_packets_lost(core):
+    found = simulator.measure_losses((1, 3, 2, 1), 0.5, 600, core_class=core)
+    if found.false:
+        raise Broken("liveness", "%d living peers were lost" % found.false)
+
+
 def a_network_that_heals(core):
     for seed in range(40):  # in some, the members hear each other first
         world = World(Plan(3), seed, core)
@@ -1011,6 +1046,12 @@ class ClaimsOnlyOnce(cluster.Core):
             super()._claim_or_read(lease)
 
 
+class AsksTooSeldom(cluster.Core):
+    def __init__(self, timings, *rest):
+        super().__init__(timings, *rest)
+        self._ask_interval = timings.hb_interval / 5
+
+
 class DeposesAtTheFirstVote(cluster.Core):
     def _is_steady(self, peer):
         return True
@@ -1060,6 +1101,7 @@ BITES = [
      a_cut_off_claimant_that_cannot_read_the_roster, "liveness"),
     (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
     (ClaimsOnlyOnce, one_claim_that_fails, "liveness"),
+    (AsksTooSeldom, half_of_all_packets_lost, "liveness"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
 ]  # fmt: skip
