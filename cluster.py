@@ -117,6 +117,7 @@ __all__ = [
 FORMAT = 1  # of records and packets; a reader ignores the keys it does not know
 MAX_NAME = 200  # bytes of a name, in UTF-8
 MAX_RECORD = 64 * 1024  # bytes of a stored record; what is longer is not read
+MAX_METADATA = 1024  # bytes of a node's metadata, as JSON
 MAX_PACKET = 512  # bytes of a heartbeat; below every network's smallest MTU
 MIN_LEASE = 0.3  # seconds; below, a loaded machine's scheduling alone loses it
 CLOCK_MARGIN = 0.02  # by which share the rates of two monotonic clocks may differ
@@ -188,6 +189,18 @@ def _is_name(value: object) -> bool:
         return isinstance(value, str) and 0 < len(value.encode()) <= MAX_NAME
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form
         return False
+
+
+def _is_metadata(value: object) -> bool:
+    try:
+        ok = isinstance(value, str) and len(value.encode()) <= MAX_METADATA
+        return ok and isinstance(json.loads(str(value)), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_priority(value: object) -> bool:
+    return value is None or _is_int(value, -(2**31), 2**31 - 1)
 
 
 class Lease(NamedTuple):
@@ -302,6 +315,10 @@ class NodeRecord(NamedTuple):
     """Counts up while `running_term` is set: the notice is news, not a leftover."""
     process: ProcessIdentity = ProcessIdentity()
     """Which process the node is."""
+    metadata: str = "{}"
+    """What the node says of itself: a JSON object, as text."""
+    priority: Optional[int] = 0
+    """Candidates with a higher one are preferred; None: never the primary."""
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -312,6 +329,11 @@ class NodeRecord(NamedTuple):
     def seniority(self) -> Tuple[int, str]:
         """Sorts members by age: the lowest is the most senior."""
         return self.join_number, self.incarnation
+
+    @property
+    def rank(self) -> Tuple[int, int, str]:
+        """Sorts candidates: the lowest is preferred as the next primary."""
+        return (-(self.priority or 0),) + self.seniority
 
     def to_dict(self) -> Dict[str, Any]:
         """As JSON-able values; the inverse of `from_dict`."""
@@ -347,6 +369,8 @@ class NodeRecord(NamedTuple):
         joined = self.joined_at
         ok = type(joined) in (int, float) and abs(joined) < 1e11
         _check(ok, "node joined_at", joined)
+        _check(_is_metadata(self.metadata), "node metadata", self.metadata)
+        _check(_is_priority(self.priority), "node priority", self.priority)
 
 
 def _process_from(data: Any) -> ProcessIdentity:
@@ -467,6 +491,8 @@ class Heartbeat(NamedTuple):
     """The callbacks of this term, which is over, still run at the sender."""
     stopped: int = 0
     """The sender has stopped (or never started) as primary of all terms up to it."""
+    changed: bool = False
+    """The sender's record has just changed: worth a read."""
 
 
 class Heard(NamedTuple):
@@ -600,6 +626,12 @@ class StepDownAsked(NamedTuple):
     """Event: stop being primary, stay a member."""
 
 
+class Described(NamedTuple):
+    """Event: the node's metadata is another one, to be told to the others."""
+
+    metadata: str
+
+
 class Expired(NamedTuple):
     """Event: somebody has already been told that the lease of this term ran out."""
 
@@ -622,7 +654,7 @@ class Finished(NamedTuple):
 
 Event = Union[
     Heard, Returned, CallbackEnded, ProvenDead,
-    StartAsked, StopAsked, StepDownAsked, Expired,
+    StartAsked, StopAsked, StepDownAsked, Described, Expired,
 ]  # fmt: skip
 Action = Union[Send, Call, RunCallback, Examine, Say, Joined, JoinFailed, Finished]
 # --------------------------------------------------------------------------------
@@ -693,6 +725,7 @@ _WIRE_KEYS = {
     "x": "lost",
     "r": "running",
     "d": "stopped",
+    "n": "changed",
 }
 _WIRE_DEFAULTS = {
     key: Heartbeat._field_defaults.get(field) for key, field in _WIRE_KEYS.items()
@@ -1715,7 +1748,8 @@ MAX_ABANDONED = 4  # storage calls that never returned, each with a thread of it
 MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check interval
 
 
-Flags = Tuple[bool, bool, bool, int, int, int, int]  # as in a Heartbeat, in order
+# As in a Heartbeat, in order
+Flags = Tuple[bool, bool, bool, int, int, int, int, bool]
 
 
 class Peer:
@@ -1885,6 +1919,8 @@ class Core:
         self._read_wanted = False
         self._retry_at = -FOREVER
         self._write_wanted = False
+        self._described = False  # others are to be told of the next write
+        self._changed_at = -FOREVER  # when that was done
         self._noticed_at = -FOREVER
         self._news_at = -FOREVER  # when the record last became news for the holder
         self._offer = 0
@@ -2020,7 +2056,9 @@ class Core:
         self.wake_at = FOREVER
 
     def _joined(self, record: NodeRecord) -> None:
-        self.record = record
+        # Described anew meanwhile?
+        self._write_wanted = record.metadata != self.record.metadata
+        self.record = record._replace(metadata=self.record.metadata)
         self.role = MEMBER
         self._top_join = max(self._top_join, record.join_number)
         self._read_wanted = self._beat_wanted = True
@@ -2120,6 +2158,9 @@ class Core:
     def _wrote(self, record: NodeRecord, purpose: str) -> None:
         if record == self.record:
             self._write_wanted = False
+            if self._described:
+                self._described = False
+                self._changed_at = self._now
         if purpose == "offer" and self._offer_asked:
             self._offer = self._offer_asked
 
@@ -2274,6 +2315,9 @@ class Core:
                 self._removals[record.incarnation] = record.name
             elif self._peer(record.incarnation).dead_at is None:
                 self._exit("its name was taken over by %s:%d" % record.address)
+        if mine is not None and mine.join_number > self.record.join_number:
+            # A join that was given up has landed late, and cannot be undone by a lower
+            self.record = self.record._replace(join_number=mine.join_number)
         if mine != self.record and not self._leaving:
             if mine is None and not self._write_wanted:
                 self._say(logging.INFO, "this node's record was removed; it is back")
@@ -2435,7 +2479,7 @@ class Core:
             peer.left = True
             self._sweep_at = self._now
             self._read_wanted = self._read_wanted or peer.missing_since is None
-        elif peer.missing_since is not None:
+        elif peer.missing_since is not None or heartbeat.changed:
             self._prompt_read(peer.incarnation)
         if heartbeat.holder:
             self._heard_lease(heartbeat)
@@ -2555,7 +2599,7 @@ class Core:
         return bool(flagged and lease is not None and lease.holder == peer.incarnation)
 
     def _flags(self) -> Flags:
-        """leaving, candidate, failing, offer, lost, running, stopped."""
+        """leaving, candidate, failing, offer, lost, running, stopped, changed."""
         failing = self._failing_since is not None
         if self._held is not None:
             failing = self._renew_failing_since is not None
@@ -2568,6 +2612,7 @@ class Core:
             self._lost_term(),
             running,
             self.record.stopped_term,
+            self._now < self._changed_at + self.timings.hb_interval,
         )
 
     def _lost_term(self) -> int:
@@ -2701,6 +2746,7 @@ class Core:
         """Whether this node would take the lease if it could."""
         return (
             self.role is MEMBER
+            and self.record.priority is not None
             and self._started_by_user
             and not self._leaving
             and self._callback is None
@@ -2791,17 +2837,17 @@ class Core:
         return self._now >= steady_at
 
     def _rank(self, lease: Optional[Lease]) -> int:
-        """How many live candidates, whom this node hears, are more senior."""
+        """How many live candidates, whom this node hears, are preferred to it."""
         if lease is not None and self._is_proven_dead(lease):
             return 0
-        mine = self.record.seniority
+        mine = self.record.rank
         return sum(
             1
             for peer in self._company()
             if peer.record
             and peer.flags is not None
             and peer.flags.candidate
-            and peer.record.seniority < mine
+            and peer.record.rank < mine
         )
 
     def _isolation_wait(self, lease: Optional[Lease]) -> float:
@@ -3420,6 +3466,10 @@ class Core:
         else:
             self._step_down = False
 
+    def _on_described(self, event: Described) -> None:
+        self.record = self.record._replace(metadata=event.metadata)
+        self._write_wanted = self._described = True
+
     def _on_expired(self, event: Expired) -> None:
         if self.role is PRIMARY and self._term() == event.term:
             self._lose_lease(self._reason_of_end())
@@ -3637,6 +3687,8 @@ class Core:
             return
         if not self._started_by_user:
             self._tell("start() has not been called")
+        elif self.record.priority is None:
+            self._tell("this node never becomes primary: its priority is None")
         elif self._failing_since is not None:
             self._tell("its storage does not work: " + self._last_error)
         elif self._now < self._barred_until():
@@ -3674,6 +3726,9 @@ class Core:
         lease = self._judged()
         if self.known_primary() is not None:
             return None
+        living = [r for r in self.members() if self.is_alive(r)]
+        if living and all(record.priority is None for record in living):
+            return "no living member ever becomes primary: all have the priority None"
         if lease is None:
             return "no lease has been claimed yet"
         who = self._who(lease)[1]
@@ -3736,6 +3791,7 @@ class Core:
         StartAsked: _on_start_asked,
         StopAsked: _on_stop_asked,
         StepDownAsked: _on_step_down_asked,
+        Described: _on_described,
         Expired: _on_expired,
     }
 
@@ -4312,6 +4368,7 @@ class _Runtime:
         return NodeRecord(
             control.node_name, _random_id(), host or self._own_address(()), sock.port,
             version=control.own_version, joined_at=time.time(), process=identity,
+            metadata=control._metadata, priority=control.priority,
         )  # fmt: skip
 
     def _own_address(self, peers: Iterable[NodeRecord]) -> str:
@@ -4617,6 +4674,8 @@ class ClusterNode:
         """Port of its heartbeat socket."""
         self.version: Optional[str] = record.version
         """What it gave as own_version."""
+        self.priority: Optional[int] = record.priority
+        """The higher, the sooner it becomes primary; None: never."""
         self.is_self: bool = peer is None
         """True for the node that was asked."""
         self.is_active: bool = is_active
@@ -4641,6 +4700,12 @@ class ClusterNode:
         if self._peer is None or not self._peer.ever:
             return None
         return self._peer.linked_at
+
+    @property
+    def metadata(self) -> Dict[str, Any]:
+        """What it says of itself, as it was when this view was made: a copy."""
+        metadata: Dict[str, Any] = json.loads(self._record.metadata)
+        return metadata
 
     @property
     def join_timestamp(self) -> Any:
@@ -4772,6 +4837,26 @@ def _check_name(what: str, name: Any) -> str:
     return str(name)
 
 
+def _metadata_text(metadata: Any) -> str:
+    """A node's metadata as JSON text.
+
+    Raises:
+        ValueError: no dict, not JSON, or too long; names the size and the limit.
+    """
+    try:
+        text = json.dumps(metadata, allow_nan=False, separators=(",", ":"))
+        ok = isinstance(metadata, dict) and json.loads(text) == metadata
+    except (TypeError, ValueError, RecursionError):
+        text, ok = "", False
+    if not ok:
+        what = "metadata must be a dict that JSON gives back equal, not %.80r"
+        raise ValueError(what % (metadata,))
+    if len(text) > MAX_METADATA:
+        what = "metadata has %d bytes as JSON, and the limit is %d"
+        raise ValueError(what % (len(text), MAX_METADATA))
+    return text
+
+
 def _check_advertised(host: Any) -> Optional[str]:
     """A name is looked up by `start`, which may wait; the constructor does not."""
     if host is None:
@@ -4832,7 +4917,13 @@ class ClusterControl:
         secret: text or bytes that all nodes share; then only packets that are
             authenticated by it are believed.
         advertise_host: the address to tell the peers, behind NAT. A name is looked
-            up once, when the node starts or joins.
+            once, when the node starts or joins.
+        metadata: a dict that every node sees as `ClusterNode.metadata`, at most
+            1024 bytes as JSON: a role, a URL, a data centre.
+        priority: an int; of the candidates the one with the highest is preferred
+            in an election, then the most senior. Nobody who is primary is pushed
+            out. None: this node never becomes primary, and is a member like any
+            other.
 
     Raises:
         ValueError: a setting that cannot work; names the values and the rule.
@@ -4870,6 +4961,8 @@ class ClusterControl:
         same_host_proof: bool = True,
         secret: Union[str, bytes, None] = None,
         advertise_host: Optional[str] = None,
+        metadata: Optional[Dict[str, Any]] = None,
+        priority: Optional[int] = 0,
     ) -> None:
         self.cluster_name = _check_name("cluster_name", cluster_name)
         self.node_name = _check_name("node_name", node_name or _default_node_name())
@@ -4899,6 +4992,11 @@ class ClusterControl:
         self.own_version = own_version
         self.same_host_proof = bool(same_host_proof)
         self.advertise_host = _check_advertised(advertise_host)
+        self._metadata = _metadata_text({} if metadata is None else metadata)
+        if not _is_priority(priority):
+            text = "priority must be an int of 32 bits, or None, not %.80r"
+            raise ValueError(text % (priority,))
+        self.priority = priority
         self._secret = secret.encode() if isinstance(secret, str) else secret or b""
         self._runtime: Optional[_Runtime] = None
         self._started = self._stopped = self._forked = False
@@ -5057,6 +5155,28 @@ class ClusterControl:
     # ---- views
 
     @property
+    def metadata(self) -> Dict[str, Any]:
+        """What this node says of itself: a copy. Assign a new dict to change it.
+
+        The others see it as `ClusterNode.metadata` once it is written to the storage:
+        at once where a datagram tells them, else after check_interval.
+
+        Raises:
+            ValueError: on assignment, if it is no dict, is not JSON, or has more than
+                1024 bytes; nothing was changed.
+        """
+        metadata: Dict[str, Any] = json.loads(self._metadata)
+        return metadata
+
+    @metadata.setter
+    def metadata(self, metadata: Dict[str, Any]) -> None:
+        text = _metadata_text(metadata)
+        with self._guard:  # a runtime that is being made has read the old one
+            self._metadata = text
+            if self._runtime is not None and not self._forked:
+                self._runtime.post(Described(text))
+
+    @property
     def cluster(self) -> Cluster:
         """The members as this node knows them now: a copy."""
         runtime = self._runtime
@@ -5081,8 +5201,9 @@ class ClusterControl:
             (plain words: why this node is not primary, or that it is), `why_none`
             (why nobody is, as far as this node knows, or None), `since` (for how
             many seconds), `storage` ("ok" or what is wrong), and `members`: a list
-            of dicts with `name`, `address`, `version`, `primary`, `active`,
-            `lost`, `silence` (seconds since it was heard, or None).
+            of dicts with `name`, `address`, `version`, `priority`, `metadata`,
+            `primary`, `active`, `lost`, `silence` (seconds since it was heard, or
+            None).
         """
         runtime = self._runtime
         status: Dict[str, Any] = {
@@ -5129,7 +5250,8 @@ def _member_status(node: ClusterNode, lost: bool, now: float) -> Dict[str, Any]:
     heard = node.last_hb
     return {
         "name": node.name, "address": "%s:%d" % (node.ip, node.port),
-        "version": node.version, "primary": node.is_primary,
+        "version": node.version, "priority": node.priority,
+        "metadata": node.metadata, "primary": node.is_primary,
         "active": node.is_active, "lost": lost,
         "silence": None if heard is None else max(0.0, now - heard),
     }  # fmt: skip

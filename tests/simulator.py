@@ -40,6 +40,7 @@ import cluster  # noqa: E402
 from cluster import (  # noqa: E402
     Call,
     CallbackEnded,
+    Described,
     Examine,
     Finished,
     Heard,
@@ -176,6 +177,7 @@ class Plan:
         self.stop_callback = (0.0, 0.01)
         self.long_callbacks = False  # may exceed the stop budget
         self.raising = 0.0
+        self.priorities: Dict[str, Optional[int]] = {}  # by name; else 0
         self.supervised = False  # a node that ended is started again
         self.versions: List[Optional[str]] = [None]
         self.duration = 120.0
@@ -193,6 +195,7 @@ class Plan:
         plan._roll_hosts(dice)
         plan._roll_weather(dice)
         plan._roll_callbacks(dice)
+        plan._roll_roles(dice)
         return plan
 
     def _roll_timings(self, dice: Dice) -> None:
@@ -255,6 +258,11 @@ class Plan:
                 longest = min(t.stop_timeout for t in self.all_timings()) * 0.45
                 self.start_callback = (0.0, longest)
                 self.stop_callback = (0.0, longest)
+
+    def _roll_roles(self, dice: Dice) -> None:
+        if dice.chance(0.4):
+            for name in self.names[1:]:
+                self.priorities[name] = dice.pick((0, 0, 1, 5, -1, None, None))
 
     @property
     def settle_bound(self) -> float:
@@ -1221,6 +1229,8 @@ class Judge:
         self.moved_at = self.world.now
         self.pairs.begins(process, action)
         if action.kind == "start":
+            if process.core.record.priority is None:
+                raise Broken("priority", "%r starts, and must never" % process)
             self.starts += 1
             self.one.begins(process, action.term)
             self.terms.begins(process, action.term)
@@ -1357,7 +1367,8 @@ class World:
         # Not in the order of booting, or ties would always be resolved alike
         number = len(self.processes) + 1
         identity = "%013x%03x" % (int(self.dice.roll() * 2**48), number)
-        record = NodeRecord(name, identity, *address, version=version)
+        record = NodeRecord(name, identity, *address, version=version,
+                            priority=self.plan.priorities.get(name, 0))  # fmt: skip
         clock = self.plan.clocks.get(name) or Clock()
         self.started[name] = start
         self.note(name, "boots as %s, version %s", identity[-3:], version)
@@ -1458,6 +1469,10 @@ class World:
         process.asked_to_stop = True
         process.tell(StopAsked())
 
+    def describe(self, process: Process, metadata: str) -> None:
+        self.note(process, "DESCRIBED AS %s", metadata)
+        process.tell(Described(metadata))
+
     def ask_to_step_down(self, process: Process) -> None:
         self.note(process, "ASKED TO STEP DOWN")
         process.tell(StepDownAsked())
@@ -1482,7 +1497,8 @@ class World:
         if not self.alive:
             return None
         primaries = self.primaries()
-        if len(primaries) != 1:
+        able = any(p.core.record.priority is not None for p in self.alive)
+        if len(primaries) != able:
             return "%d primaries" % len(primaries)
         names = [p.name for p in self.alive]
         for process in self.alive:
@@ -1490,9 +1506,14 @@ class World:
                 return "%r has not joined" % process
             if process.callbacks.running or process.callbacks.queue:
                 return "callbacks run"
+            if not able:
+                continue  # nobody removes the records of the dead
             if sorted(list(process.core.records) + [process.name]) != sorted(names):
                 return "%r sees %s" % (process, sorted(process.core.records))
-        return self._unsettled_lease(primaries[0])
+            for record in process.core.records.values():
+                if record.metadata != self.node(record.name).core.record.metadata:
+                    return "%r sees old metadata of %s" % (process, record.name)
+        return self._unsettled_lease(primaries[0]) if primaries else None
 
     def _unsettled_lease(self, primary: Process) -> Optional[str]:
         lease = self.store.lease
@@ -1587,6 +1608,7 @@ _MIXED = dict(
     cut=1, cut_one_way=1, split=1, isolate=1, heal_network=2, storage_one=1,
     storage_primary=1, storage_all=1, heal_storage=2, crash=1, pause=1, stall=0.3,
     loss=1, slow=1, newcomer=1, leave=1, step_down=0.3, hidden_roster=0.3,
+    describe=0.5,
 )  # fmt: skip
 WEIGHTS: Dict[str, Dict[str, float]] = {
     "mixed": _MIXED,
@@ -1597,7 +1619,7 @@ WEIGHTS: Dict[str, Dict[str, float]] = {
         cut_one_way=0.7, heal_network=1, pause=0.5, newcomer=0.7, hidden_roster=1,
     ),  # fmt: skip
     "churn": dict(
-        crash=3, leave=2, newcomer=1, twin=0.7, upgrade=0.7, step_down=1, pause=0.5,
+        crash=3, leave=2, newcomer=1, twin=0.7, upgrade=0.7, step_down=1, pause=0.5, describe=0.5,
         isolate=0.5, split=0.5, heal_network=2, storage_one=0.5, heal_storage=1,
     ),  # fmt: skip
     "pauses": dict(
@@ -1771,6 +1793,10 @@ class Nemesis:
 
     def step_down(self) -> None:
         self.world.ask_to_step_down(self._primary_or_anybody())
+
+    def describe(self) -> None:
+        metadata = '{"load":%d}' % int(self.dice.roll() * 100)
+        self.world.describe(self._anybody(), metadata)
 
     def _pause_seconds(self) -> float:
         unit = self.world.plan.common.hb_timeout / 3

@@ -343,6 +343,96 @@ def test_who_stepped_down_is_no_candidate_for_a_while():
     world.settle()
 
 
+# ---- roles: metadata, priority
+
+
+def test_new_metadata_is_seen_by_everybody_at_once():
+    world = settled()
+    world.describe(world.node("n2"), '{"site":"b"}')
+    assert world.wait_for(
+        lambda: all(p.core.records["n2"].metadata == '{"site":"b"}'
+                    for p in world.alive if p.name != "n2"), 1.0
+    ) < 0.05  # fmt: skip
+
+
+def test_new_metadata_is_seen_without_udp_by_the_next_look_at_the_storage():
+    world = settled()
+    world.isolate("n2")
+    world.describe(world.node("n2"), '{"site":"b"}')
+    assert world.wait_for(
+        lambda: all(p.core.records["n2"].metadata == '{"site":"b"}'
+                    for p in world.alive if p.name != "n2"), 2 * C
+    ) < C + 0.1  # fmt: skip
+
+
+def test_metadata_given_while_joining_is_not_lost():
+    world = World(Plan(2))
+    first = world.boot("n1")
+    world.run(0.0012)  # about to be written, or just written
+    world.describe(first, '{"site":"a"}')
+    world.boot("n2")
+    world.wait_for(world.is_settled, 10 * D)
+    assert world.node("n2").core.records["n1"].metadata == '{"site":"a"}'
+
+
+def test_a_join_that_lands_late_does_not_keep_a_node_from_writing_its_record():
+    world = settled(2)
+    late = world.boot("n3")
+    mount = world.mounts["n3"]
+    mount.holds = (cluster.Join,)
+    world.wait_for(lambda: bool(mount.hung), 1.0)
+    mount.holds = ()
+    world.wait_for(lambda: late.joined, max(10.0, 2 * L) + 1)  # the first is given up
+    mount.set("ok")
+    world.run(1.0)
+    world.describe(late, '{"site":"c"}')
+    world.settle()
+
+
+@pytest.mark.parametrize("priorities", [dict(n3=1), dict(n1=-2, n2=-1, n3=-1, n4=3)])
+def test_the_candidate_of_the_highest_priority_is_preferred(priorities):
+    world = World(Plan(4, priorities=priorities))
+    world.boot("n1")  # the first is primary, whatever it prefers
+    world.wait_for(lambda: bool(world.primaries()), 1.0)
+    for name in ("n2", "n3", "n4"):
+        world.boot(name)
+    world.wait_for(world.is_settled, 10 * D)
+    world.run(2 * D)
+    assert world.primary().name == "n1"  # and nobody is pushed out
+    world.ask_to_stop(world.primary())
+    assert wait_for_start(world, 1.0) < 0.06
+    assert world.primary().name == ("n4" if "n4" in priorities else "n3")
+
+
+def test_who_has_no_priority_is_a_member_and_votes_and_is_never_primary():
+    world = settled(3, priorities=dict(n1=None, n2=None))
+    assert world.primary().name == "n3"
+    assert len(world.store.lease.roster) == 2
+    assert "priority is None" in world.node("n1").core.explain()
+    world.ask_to_step_down(world.primary())
+    assert wait_for_start(world, D + 1) > D - 1  # it was barred, and nobody else may
+    world.settle()
+    world.isolate("n3")  # two of three have lost it: it is deposed by nobody
+    world.run(5 * D)
+    assert starts(world) == 2
+    world.heal_network()
+    world.settle()
+    world.crash("n3")
+    world.run(5 * D)
+    assert not world.primaries() and starts(world) == 2
+    for process in world.alive:
+        assert "all have the priority None" in process.core.explain_none()
+    world.boot("n4")
+    wait_for_start(world, L + COMMON.freeze_limit + D)
+
+
+def test_a_primary_without_storage_hands_over_to_a_candidate_only():
+    world = settled(3, priorities=dict(n2=None))
+    world.set_storage("error", "n1")
+    assert wait_for_start(world, 10 * C) < 2 * C + L
+    assert world.primary().name == "n3"
+
+
 def test_a_slow_stop_callback_delays_the_successor_and_does_not_meet_it():
     world = settled(long_callbacks=True, stop_callback=(6.0, 6.0))
     world.isolate(world.primary().name)

@@ -64,6 +64,8 @@ RECORDS = st.builds(
     stopped_term=COUNTS,
     running_term=COUNTS,
     notice=COUNTS,
+    metadata=st.sampled_from(["{}", '{"a":[1]}']),
+    priority=st.none() | st.integers(-(2**31), 2**31 - 1),
     process=st.builds(
         ProcessIdentity,
         boot_id=WORDS,
@@ -95,6 +97,7 @@ HEARTBEATS = st.builds(
     lost=COUNTS,
     running=COUNTS,
     stopped=COUNTS,
+    changed=st.booleans(),
 )
 SECRETS = st.binary(max_size=100)
 
@@ -103,7 +106,7 @@ RECORD = NodeRecord("n1", "a" * 16, "10.0.0.1", 7000, "1.0", 4, 1.5e9)
 BEAT = Heartbeat("a" * 16, "b" * 16, 5, 4)
 LONGEST = Heartbeat(
     "a" * 16, "b" * 16, TOP, TOP, TOP, TOP, "c" * 16,
-    True, True, True, True, True, True, TOP, TOP, TOP, TOP,
+    True, True, True, True, True, True, TOP, TOP, TOP, TOP, True,
 )  # fmt: skip
 
 
@@ -213,6 +216,8 @@ def test_a_missing_field_of_a_record_is_named(field):
         ("joined_at", value)
         for value in (None, "1", True, [], 1e11, float("nan"), float("-inf"))
     ]
+    + [("metadata", value) for value in NO_TEXT + ["", "[]", "{", '{"\ud800":1}']]
+    + [("priority", value) for value in (True, 1.0, "1", 2**31, -(2**31) - 1, [])]
     + [("process", value) for value in (None, 0, "", [], [["pid", 1]])],
 )
 def test_an_impossible_field_of_a_record_is_named(field, value):
@@ -249,6 +254,24 @@ def test_the_most_senior_record_sorts_first():
     assert min(younger, older, key=lambda record: record.seniority) is older
     twin = older._replace(incarnation="b" * 16)
     assert older.seniority < twin.seniority
+
+
+def test_metadata_of_a_record_may_have_1024_bytes():
+    longest = '{"a":"%s"}' % ("x" * 1016)
+    assert len(longest) == cluster.MAX_METADATA == 1024
+    record = RECORD._replace(metadata=longest)
+    assert NodeRecord.from_dict(as_stored(record)) == record
+    for text in (longest + " ", "[" * 10**5):
+        with pytest.raises(ValueError, match="metadata"):
+            NodeRecord.from_dict(as_stored(RECORD._replace(metadata=text)))
+
+
+def test_the_record_of_the_highest_priority_and_then_the_most_senior_is_preferred():
+    ranked = [
+        RECORD._replace(priority=priority, join_number=number)
+        for priority, number in ((5, 9), (1, 3), (0, 1), (0, 2), (-1, 0))
+    ]
+    assert sorted(reversed(ranked), key=lambda record: record.rank) == ranked
 
 
 def test_the_address_is_where_heartbeats_go():
