@@ -4334,6 +4334,9 @@ class _Runtime:
         self._tag = ""
         self._tag_of: Optional[str] = None
         self._dropped: Dict[str, int] = {}
+        self.packets_dropped = 0
+        self.terms_started = 0
+        self.recent: Deque[Tuple[float, str]] = collections.deque(maxlen=_RECENT)
         self._drop_limit, self._trip_limit = _Limit(), _Limit()
         first_term = int(time.time())
         self.core = Core(control.timings, record, _clock(), first_term)
@@ -4503,10 +4506,13 @@ class _Runtime:
             data = encode_heartbeat(action.heartbeat, self._tag, secret)
             self._socket.send(data, action.address)
         elif isinstance(action, Say):
+            if action.level >= logging.INFO:
+                self.recent.append((time.time(), action.text))
             log.log(action.level, "%s: %s", self._control.node_name, action.text)
         elif isinstance(action, Call):
             self.storage.submit(self._with_address(action))
         elif isinstance(action, RunCallback):
+            self.terms_started += action.kind == "start"
             self.callbacks.submit(action)
         elif isinstance(action, Examine):
             self._examine(action, events)
@@ -4554,6 +4560,7 @@ class _Runtime:
 
     def _drop(self, reason: str, source: Tuple[str, int]) -> None:
         """Counted, and reported at most once a minute."""
+        self.packets_dropped += 1
         reason = reason.split(":")[0]
         if reason in self._dropped or len(self._dropped) < 32:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
@@ -4622,6 +4629,7 @@ class _Runtime:
         self._woken.close()
         self.storage.close()
         self.callbacks.close()
+        self._control._close_health()
 
     def close_in_child(self) -> None:
         """After a fork: lets go of the copies, and of nothing that is shared."""
@@ -4765,6 +4773,187 @@ def _build_cluster(runtime: _Runtime) -> Cluster:
     version = max(alive, key=version_key) if alive else None
     oldest = next((node for node in nodes.values() if node.is_active), None)
     return Cluster(nodes, dead, version, oldest)
+
+
+# --------------------------------------------------------------------------------
+# Health and metrics over HTTP
+# --------------------------------------------------------------------------------
+
+_RECENT = 20  # transitions that the status page shows
+_HTTP_PATIENCE = 5.0  # seconds for which a client may keep a connection without asking
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2">
+<title>%(title)s</title><style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;width:100%%}
+th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #8884}
+.primary{font-weight:bold;color:#0a7d32}.lost{color:#b3261e}
+:root{color-scheme:light dark}</style></head><body>
+<h1>%(title)s</h1><p class="%(class)s">%(verdict)s</p>
+<p>Node %(node)s: %(why)s. Storage: %(storage)s.</p>
+<table><tr><th>Node</th><th>Address</th><th>Version</th><th>State</th><th>Last heard</th>
+</tr>%(members)s</table><h2>Recent transitions</h2><ul>%(recent)s</ul></body></html>
+"""
+
+
+class _Health:
+    """Answers GET requests about one control, on threads of its own; read-only."""
+
+    def __init__(self, control: "ClusterControl", host: str, port: int) -> None:
+        import http.server
+        import socketserver
+
+        health = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            timeout = _HTTP_PATIENCE
+            server_version, sys_version = "cluster", ""
+
+            def do_GET(self) -> None:
+                code, kind, text = _health_answer(control, self.path.split("?")[0])
+                body = text.encode()
+                self.send_response(code)
+                self.send_header("Content-Type", kind + "; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Cache-Control", "no-store")
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None:
+                log.debug("health: " + format, *args)
+
+        class Server(http.server.ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            daemon_threads = True
+
+            def server_bind(self) -> None:
+                # Its own one asks the name service for this host's name, which may wait
+                socketserver.TCPServer.server_bind(self)
+                self.server_name, self.server_port = host, port
+
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                return not health._closing
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                log.debug("health: a request failed", exc_info=True)
+
+        try:
+            self._server = Server((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            text = "health_port %d of %r cannot be bound: %s; 0 takes any free one"
+            raise ClusterError(text % (port, host, error)) from error
+        self.host, self.port = host, int(self._server.server_address[1])
+        self._closing = False
+        self.thread = threading.Thread(
+            target=self._run, name="cluster-health", daemon=True
+        )
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self._closing:  # serve_forever() would look twice a second
+            self._server.handle_request()
+        self._server.server_close()
+
+    def close(self) -> None:
+        """Wakes the thread by a connection; it lets go of the port."""
+        self._closing = True
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        try:
+            socket.create_connection((host, self.port), timeout=1.0).close()
+        except OSError:
+            self._server.socket.close()
+
+    def close_in_child(self) -> None:
+        self._server.socket.close()
+
+
+def _health_answer(control: "ClusterControl", path: str) -> Tuple[int, str, str]:
+    """Status code, media type and text for a path."""
+    status = control.status()
+    if path == "/primary":
+        return (200 if status["is_primary"] else 503), "text/plain", status["why"] + "\n"
+    if path == "/member":
+        good = status["role"] in ("member", "claimant", "primary", "stopping")
+        return (200 if good else 503), "text/plain", status["role"] + "\n"
+    if path == "/live":
+        text = "alive" if status["alive"] else "the heartbeat thread does not run"
+        return (200 if status["alive"] else 503), "text/plain", text + "\n"
+    if path == "/status":
+        return 200, "application/json", json.dumps(status, indent=2) + "\n"
+    if path == "/metrics":
+        return 200, "text/plain; version=0.0.4", _metrics(control, status)
+    if path == "/":
+        return 200, "text/html", _page(control, status)
+    return 404, "text/plain", "/primary /member /live /status /metrics /\n"
+
+
+def _metrics(control: "ClusterControl", status: Dict[str, Any]) -> str:
+    members, runtime = status["members"], control._runtime
+    values: List[Tuple[str, str, str, float]] = [
+        ("is_primary", "gauge", "1 on the primary.", status["is_primary"]),
+        ("term", "gauge", "Fencing token; 0 when not primary.", status["term"]),
+        ("has_primary", "gauge", "1 if this node knows of a primary.",
+         status["primary"] is not None),
+        ("lease_left_seconds", "gauge", "Until this primary's lease runs out.",
+         status["lease_left"]),
+        ("storage_ok", "gauge", "1 if the storage works.", status["storage"] == "ok"),
+        ("members", "gauge", "Nodes with a record.", len(members)),
+        ("active_members", "gauge", "Members that the primary has admitted.",
+         sum(member["active"] for member in members)),
+        ("lost_members", "gauge", "Members that this node counts as lost.",
+         sum(member["lost"] for member in members)),
+        ("alive", "gauge", "1 while the heartbeat thread runs.", status["alive"]),
+        ("terms_started_total", "counter", "Times that this node became primary.",
+         runtime.terms_started if runtime else 0),
+        ("packets_dropped_total", "counter", "Packets that were not believed.",
+         runtime.packets_dropped if runtime else 0),
+    ]  # fmt: skip
+    labels = ",".join(
+        '%s="%s"' % (key, re.sub(r'(["\\])', r"\\\1", text).replace("\n", "\\n"))
+        for key, text in (("cluster", status["cluster"]), ("node", status["node"]))
+    )
+    line = "# HELP cluster_%s %s\n# TYPE cluster_%s %s\ncluster_%s{%s} %s\n"
+    return "".join(
+        line % (name, text, name, kind, name, labels, repr(float(value)))
+        for name, kind, text, value in values
+    )
+
+
+def _page(control: "ClusterControl", status: Dict[str, Any]) -> str:
+    from html import escape
+
+    primary, runtime = status["primary"], control._runtime
+    verdict = "%s is the primary" % primary if primary else "There is no primary"
+    recent = [
+        "<li>%s %s</li>" % (time.strftime("%H:%M:%S", time.localtime(at)), escape(text))
+        for at, text in reversed(list(runtime.recent) if runtime else [])
+    ]
+    return _PAGE % {
+        "title": "Cluster " + escape(status["cluster"]),
+        "class": "primary" if primary else "lost",
+        "verdict": escape(verdict),
+        "node": escape(status["node"]),
+        "why": escape(status["why"]),
+        "storage": escape(status["storage"]),
+        "members": "".join(map(_page_row, status["members"])),
+        "recent": "".join(recent) or "<li>none yet</li>",
+    }
+
+
+def _page_row(member: Dict[str, Any]) -> str:
+    from html import escape
+
+    states = ("primary", "lost", "active")
+    state = next((name for name in states if member[name]), "joining")
+    heard = member["silence"]
+    cells = (member["name"], member["address"], member["version"] or "", state,
+             "" if heard is None else "%.1f s ago" % heard)  # fmt: skip
+    row = "".join("<td>%s</td>" % escape(cell) for cell in cells)
+    return '<tr class="%s">%s</tr>' % (state, row)
 
 
 # --------------------------------------------------------------------------------
@@ -4917,13 +5106,19 @@ class ClusterControl:
         secret: text or bytes that all nodes share; then only packets that are
             authenticated by it are believed.
         advertise_host: the address to tell the peers, behind NAT. A name is looked
-            once, when the node starts or joins.
+            up once, when the node starts or joins.
         metadata: a dict that every node sees as `ClusterNode.metadata`, at most
             1024 bytes as JSON: a role, a URL, a data centre.
         priority: an int; of the candidates the one with the highest is preferred
             in an election, then the most senior. Nobody who is primary is pushed
             out. None: this node never becomes primary, and is a member like any
             other.
+        health_port: TCP port for health checks and metrics over HTTP, read-only: the
+            paths are `/primary`, `/member` and `/live` (200 or 503), `/status` (JSON),
+            `/metrics` (Prometheus) and `/` (a page for people). 0 takes any free one,
+            which `health_address` tells; None, the default, opens none.
+        health_host: the address to bind for it. Whoever reaches it can read the
+            cluster's names and addresses; so by default only this host can.
 
     Raises:
         ValueError: a setting that cannot work; names the values and the rule.
@@ -4963,6 +5158,8 @@ class ClusterControl:
         advertise_host: Optional[str] = None,
         metadata: Optional[Dict[str, Any]] = None,
         priority: Optional[int] = 0,
+        health_port: Optional[int] = None,
+        health_host: str = "127.0.0.1",
     ) -> None:
         self.cluster_name = _check_name("cluster_name", cluster_name)
         self.node_name = _check_name("node_name", node_name or _default_node_name())
@@ -4998,6 +5195,12 @@ class ClusterControl:
             raise ValueError(text % (priority,))
         self.priority = priority
         self._secret = secret.encode() if isinstance(secret, str) else secret or b""
+        if health_port is not None and not _is_int(health_port, 0, 65535):
+            text = "health_port must be 0 to 65535 or None, not %r"
+            raise ValueError(text % (health_port,))
+        self.health_port = health_port
+        self.health_host = health_host
+        self._health: Optional[_Health] = None
         self._runtime: Optional[_Runtime] = None
         self._started = self._stopped = self._forked = False
         self._guard = threading.Lock()
@@ -5047,8 +5250,22 @@ class ClusterControl:
     def _launch(self) -> _Runtime:
         with self._guard:
             if self._runtime is None:
-                self._runtime = _Runtime(self, self.host_name, self.hb_port)
+                self._open_health()
+                try:
+                    self._runtime = _Runtime(self, self.host_name, self.hb_port)
+                except BaseException:
+                    self._close_health()
+                    raise
             return self._runtime
+
+    def _open_health(self) -> None:
+        if self.health_port is not None:
+            self._health = _Health(self, self.health_host, self.health_port)
+
+    def _close_health(self) -> None:
+        health, self._health = self._health, None
+        if health is not None:
+            health.close()
 
     def _refuse_fork(self) -> None:
         if self._forked:
@@ -5077,11 +5294,12 @@ class ClusterControl:
             RuntimeError: called in a callback, which would wait for itself.
         """
         self._refuse_callback("join()")
-        runtime = self._runtime
+        runtime, health = self._runtime, self._health
         if runtime is None or self._forked:
             return
         deadline = FOREVER if timeout is None else _clock() + timeout
-        for thread in (runtime.thread, runtime.callbacks.thread):
+        threads = [runtime.thread, runtime.callbacks.thread]
+        for thread in threads + [health.thread] if health else threads:
             thread.join(None if timeout is None else max(0.0, deadline - _clock()))
         if runtime.storage.thread is not None and runtime.ended:
             # It may hang in a call for ever, and is a daemon
@@ -5186,6 +5404,12 @@ class ClusterControl:
             return _build_cluster(runtime)
 
     @property
+    def health_address(self) -> Optional[Tuple[str, int]]:
+        """Host and port of the health checks; None while there are none."""
+        health = self._health
+        return None if health is None else (health.host, health.port)
+
+    @property
     def cluster_version(self) -> Optional[str]:
         """The highest version among the nodes that are alive in the cluster."""
         return self.cluster.version
@@ -5242,6 +5466,9 @@ class ClusterControl:
     def _after_fork_in_child(self) -> None:
         self._forked = True
         self._guard = threading.Lock()
+        if self._health is not None:
+            self._health.close_in_child()
+            self._health = None
         if self._runtime is not None:
             self._runtime.close_in_child()
 
