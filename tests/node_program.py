@@ -89,6 +89,7 @@ def main():
                 active=sorted(n.name for n in view.nodes.values() if n.is_active),
                 storage=control.status()["storage"],
             )  # fmt: skip
+    tell("asked")
     control.stop()
     control.join(10)
     cluster.leave_cluster(control)
@@ -98,6 +99,8 @@ def main():
 class Node:
     """A running node program, and what it has told."""
 
+    program = os.path.abspath(__file__)
+
     def __init__(self, name, folder, **settings):
         settings = dict(settings, node_name=name, folder=str(folder))
         self.stamp = settings.get("stamp")
@@ -105,7 +108,7 @@ class Node:
         self.events = []
         self.killed_at = None
         self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), json.dumps(settings)],
+            [sys.executable, self.program, json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             universal_newlines=True,
         )  # fmt: skip
