@@ -64,6 +64,7 @@ core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave.
 """
 
 import atexit
+import binascii
 import collections
 import errno
 import functools
@@ -122,6 +123,11 @@ MAX_PACKET = 512  # bytes of a heartbeat; below every network's smallest MTU
 MIN_LEASE = 0.3  # seconds; below, a loaded machine's scheduling alone loses it
 CLOCK_MARGIN = 0.02  # by which share the rates of two monotonic clocks may differ
 FOREVER = math.inf
+
+# Kinds of packets, as counted in `status()`
+NOT_FOR_US = "for another node, or for an earlier start of this one"
+REPEATED = "repeated, or out of order"
+TAKEN = "without a secret, since secret_required is False"
 
 log = logging.getLogger("cluster")
 
@@ -706,10 +712,17 @@ def _version_part(token: str) -> Tuple[Any, ...]:
 # Wire format: one heartbeat, one datagram
 # --------------------------------------------------------------------------------
 
+# A datagram: magic, cluster, receiver, MAC, JSON. What comes first is checked first,
+# since most of what a flood brings is refused by it, at a tenth of the cost.
+_MAGIC = b"clu\1"  # its last byte is the version of this layout
+_TAG = slice(4, 12)
+_RECEIVER = slice(12, 20)
+_MAC = slice(20, 36)
+_HEADER = 36
+_NO_MAC = bytes(16)
 # Short keys, since every node sends one of these to every other each interval.
 _WIRE_KEYS = {
     "i": "sender",
-    "t": "receiver",
     "s": "sent",
     "e": "echo",
     "lt": "term",
@@ -730,71 +743,93 @@ _WIRE_KEYS = {
 _WIRE_DEFAULTS = {
     key: Heartbeat._field_defaults.get(field) for key, field in _WIRE_KEYS.items()
 }
-_MAC_SIZE = 16
 
 
-def _cluster_tag(cluster_name: str, cluster_id: str) -> str:
+def _cluster_tag(cluster_name: str, cluster_id: str) -> bytes:
     """Tells one cluster's packets from those of another on the same network."""
-    import hashlib
-
-    text = "%s\n%s" % (cluster_id, cluster_name)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    texts = cluster_id.encode(), cluster_name.encode()
+    return b"".join(binascii.crc32(text).to_bytes(4, "big") for text in texts)
 
 
-def encode_heartbeat(heartbeat: Heartbeat, tag: str, secret: bytes = b"") -> bytes:
-    """A heartbeat as a datagram: a MAC (or none), then JSON without defaults."""
-    fields: Dict[str, Any] = {"v": FORMAT, "k": tag}
-    for (key, default), value in zip(_WIRE_DEFAULTS.items(), heartbeat):
+def encode_heartbeat(heartbeat: Heartbeat, tag: bytes, secret: bytes = b"") -> bytes:
+    """A heartbeat as a datagram: a header, then JSON without defaults."""
+    fields: Dict[str, Any] = {}
+    values = heartbeat[:1] + heartbeat[2:]  # the receiver is in the header
+    for (key, default), value in zip(_WIRE_DEFAULTS.items(), values):
         if value != default:
             fields[key] = int(value) if value is True else value
     body = json.dumps(fields, separators=(",", ":")).encode()
-    return (_mac(body, secret) if secret else b"") + body
+    head = _MAGIC + tag + bytes.fromhex(heartbeat.receiver)
+    return head + (_mac(head + body, secret) if secret else _NO_MAC) + body
 
 
-def decode_heartbeat(data: bytes, tag: str, secret: bytes = b"") -> Heartbeat:
-    """The heartbeat in a datagram. Keys of a later format are ignored.
+def decode_heartbeat(
+    data: bytes,
+    tag: bytes,
+    secret: bytes = b"",
+    secret_required: bool = True,
+    receiver: Optional[str] = None,
+) -> Heartbeat:
+    """The heartbeat in a datagram. Keys of a later version are ignored.
+
+    Args:
+        receiver: for whom it must be; None: for anybody.
 
     Raises:
-        ValueError: with the reason why it is none of ours.
+        ValueError: why it is none of ours. What stands before the colon is one of
+            a few constant texts.
     """
-    _check(len(data) <= MAX_PACKET, "too long for a heartbeat, bytes", len(data))
-    body = _authenticated(data, secret) if secret else data
+    if len(data) > MAX_PACKET:
+        raise ValueError("too long")
+    if data[:4] != _MAGIC or len(data) < _HEADER:
+        ours = data[:3] == _MAGIC[:3]
+        raise ValueError("of another format" if ours else "no heartbeat")
+    if data[_TAG] != tag:
+        raise ValueError("of another cluster")
+    to = data[_RECEIVER].hex()
+    if receiver not in (None, to):
+        raise ValueError(NOT_FOR_US)
+    if secret:
+        _authenticate(data, secret, secret_required)
     try:
-        fields = json.loads(body.decode())
+        fields = json.loads(data[_HEADER:].decode())
     except (ValueError, RecursionError):
-        raise ValueError("malformed packet") from None
-    _check(isinstance(fields, dict), "malformed packet", fields)
-    _check(fields.get("k") == tag, "packet of another cluster", fields.get("k"))
-    return Heartbeat(*[_wire_value(fields, key) for key in _WIRE_KEYS])
+        raise ValueError("malformed") from None
+    _check(isinstance(fields, dict), "malformed", fields)
+    values = [_wire_value(fields, key) for key in _WIRE_KEYS]
+    return Heartbeat(values[0], to, *values[1:])
 
 
 def _wire_value(fields: Dict[str, Any], key: str) -> Any:
     default = _WIRE_DEFAULTS[key]
     value = fields.get(key, default)
     if type(default) is bool:
-        _check(value in (0, 1), "malformed packet, " + key, value)
+        _check(value in (0, 1), "malformed: " + key, value)
         return bool(value)
-    if key in ("i", "t", "lh"):
-        _check(_is_id(value) or value == default, "malformed packet, " + key, value)
-        _check(value is not None, "malformed packet, no " + key, value)
+    if key in ("i", "lh"):
+        _check(_is_id(value) or value == default, "malformed: " + key, value)
+        _check(value is not None, "malformed: no " + key, value)
     else:
-        _check(_is_int(value), "malformed packet, " + key, value)
+        _check(_is_int(value), "malformed: " + key, value)
     return value
 
 
-def _mac(body: bytes, secret: bytes) -> bytes:
+def _mac(message: bytes, secret: bytes) -> bytes:
+    import hmac  # loads OpenSSL: only where it is needed
+
+    return hmac.digest(secret, message, "sha256")[: len(_NO_MAC)]
+
+
+def _authenticate(data: bytes, secret: bytes, required: bool) -> None:
     import hmac
 
-    return hmac.new(secret, body, "sha256").digest()[:_MAC_SIZE]
-
-
-def _authenticated(data: bytes, secret: bytes) -> bytes:
-    import hmac
-
-    mac, body = data[:_MAC_SIZE], data[_MAC_SIZE:]
-    if not hmac.compare_digest(mac, _mac(body, secret)):
-        raise ValueError("packet with a wrong secret, or with none")
-    return body
+    if data[_MAC] == _NO_MAC:
+        if required:
+            raise ValueError("without a secret")
+    elif not hmac.compare_digest(
+        data[_MAC], _mac(data[: _MAC.start] + data[_HEADER:], secret)
+    ):
+        raise ValueError("with a wrong secret")
 
 
 # --------------------------------------------------------------------------------
@@ -1745,6 +1780,7 @@ PROBE_TIME = 3.0  # seconds, at most, until silence counts as an answer
 LEAVE_TIME = 5.0  # seconds, at most, that leaving waits for the storage
 COMPLAINT_INTERVAL = 60.0  # seconds between two log lines of one complaint
 MAX_ABANDONED = 4  # storage calls that never returned, each with a thread of its own
+MAX_UNRECORDED = 1000  # peers that are known by hearsay alone
 MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check interval
 
 
@@ -1861,7 +1897,7 @@ class Core:
         self.records: Dict[str, NodeRecord] = {}
         self._nodes: Optional[Tuple[NodeRecord, ...]] = None
         self._top_join = 0
-        self._strangers: Dict[str, float] = {}
+        self._strangers: Dict[Tuple[str, int], float] = {}
         self._probe: Optional[NodeRecord] = None
         self._probe_until = -FOREVER
         self._probe_at = -FOREVER
@@ -1927,6 +1963,7 @@ class Core:
         self._offer_asked = 0
         self._removals: Dict[str, str] = {}  # incarnation -> name, of our own name
         # Heartbeats
+        self.repeated = 0  # heartbeats that came in again, or out of order
         self._next_beat = -FOREVER
         self._beat_wanted = False
         self._roster_stale = False
@@ -2263,6 +2300,13 @@ class Core:
                 if peer.incarnation not in keep:
                     del self.peers[peer.incarnation]
 
+    def _forget_unrecorded(self) -> None:
+        """Without a secret, anybody can name holders that there never were."""
+        keep = {self.lease.holder} | (self.lease.roster or set()) if self.lease else ()
+        for peer in list(self.peers.values()):
+            if peer.record is None and peer.incarnation not in keep:
+                del self.peers[peer.incarnation]
+
     def _take_record(self, record: NodeRecord, first: bool) -> None:
         peer = self._peer(record.incarnation)
         new = peer.record is None
@@ -2428,8 +2472,10 @@ class Core:
         peer = self.peers.get(heartbeat.sender)
         if peer is None:
             self._heard_stranger(heartbeat, event.source)
-        elif heartbeat.sent > peer.newest:  # else a duplicate, or overtaken
+        elif heartbeat.sent > peer.newest:
             self._heard_peer(peer, heartbeat, event.source)
+        else:
+            self.repeated += 1
 
     def _heard_joining(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
         probe = self._probe
@@ -2440,7 +2486,7 @@ class Core:
         if self._must_answer(heartbeat, None):
             self._send(source, heartbeat.sender, 0)  # no echo: not a vouch either
         if not heartbeat.leaving:
-            self._prompt_read(heartbeat.sender)
+            self._prompt_read(source)
         if heartbeat.holder:
             self._depose_too(heartbeat)
 
@@ -2454,15 +2500,18 @@ class Core:
         """
         return heartbeat.answer or (self.role is STOPPING and record is None)
 
-    def _prompt_read(self, sender: str) -> None:
-        """A sender prompts at most one read per check interval."""
+    def _prompt_read(self, source: Tuple[str, int]) -> None:
+        """A sender prompts at most one read per check interval.
+
+        Told apart by its address: incarnations cost a forger nothing.
+        """
         fresh = self._now - self.timings.check_interval
         known = self._strangers
         if len(known) >= MAX_STRANGERS:
             known = {s: at for s, at in known.items() if at > fresh}
             self._strangers = known
-        if known.get(sender, -FOREVER) <= fresh and len(known) < MAX_STRANGERS:
-            known[sender] = self._now
+        if known.get(source, -FOREVER) <= fresh and len(known) < MAX_STRANGERS:
+            known[source] = self._now
             self._read_wanted = True
 
     def _heard_peer(
@@ -2480,7 +2529,7 @@ class Core:
             self._sweep_at = self._now
             self._read_wanted = self._read_wanted or peer.missing_since is None
         elif peer.missing_since is not None or heartbeat.changed:
-            self._prompt_read(peer.incarnation)
+            self._prompt_read(source)
         if heartbeat.holder:
             self._heard_lease(heartbeat)
         if self._must_answer(heartbeat, peer.record) and not peer.left:
@@ -2525,6 +2574,8 @@ class Core:
             self._challenge = self._refuted = heartbeat.term
             self._read_wanted = True
         self._see(self._lease_from(heartbeat, known))
+        if len(self.peers) > MAX_UNRECORDED + len(self.records):
+            self._forget_unrecorded()
 
     def _depose_too(self, heartbeat: Heartbeat) -> None:
         """Waits for a holder that the register did not show when it was claimed.
@@ -4051,6 +4102,7 @@ def _can_bind(record: NodeRecord) -> bool:
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
 _BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
 _PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
+_BUFFER = 4 << 20  # bytes of packets that may wait for the heartbeat thread
 _EXIT_PATIENCE = 2.0  # seconds that the interpreter's exit waits for an orderly stop
 
 if _BOOTTIME is not None:
@@ -4076,6 +4128,27 @@ class _Limit:
         return passes
 
 
+class _Gate:
+    """Counts the packets that are no heartbeats for us, and says so once a minute.
+
+    Of each kind, of which there are a handful, whatever is in the packets.
+    """
+
+    def __init__(self, node_name: str) -> None:
+        self._node_name = node_name
+        self._limits: Dict[str, _Limit] = {}
+        self.counts: Dict[str, int] = {}
+
+    def note(self, kind: str, source: Tuple[str, int]) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        # Peers go on sending to a node that was restarted, for a moment
+        if kind != NOT_FOR_US and self._limits.setdefault(kind, _Limit()).passes():
+            text = "%s: dropped packets %s: %d so far, the last from %s:%d"
+            if kind == TAKEN:
+                text = "%s: took packets %s: %d so far, the last from %s:%d"
+            log.warning(text, self._node_name, kind, self.counts[kind], *source)
+
+
 class _Socket:
     """The UDP socket: bound to one address for as long as the node runs."""
 
@@ -4093,6 +4166,7 @@ class _Socket:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             self._bind(address)
             self._socket.setblocking(False)
+            self._enlarge_buffer()
         except BaseException:
             self._socket.close()
             raise
@@ -4110,6 +4184,13 @@ class _Socket:
                     text = "cannot bind UDP %s:%s: %s"
                     raise ClusterError(text % (*address[:2], error)) from error
             time.sleep(0.02)
+
+    def _enlarge_buffer(self) -> None:
+        """For heartbeats to find room in a flood; the system may grant less."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        except OSError:
+            pass
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -4331,13 +4412,12 @@ class _Runtime:
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._watched: Dict[int, str] = {}
-        self._tag = ""
+        self._tag = b""
         self._tag_of: Optional[str] = None
-        self._dropped: Dict[str, int] = {}
-        self.packets_dropped = 0
+        self.gate = _Gate(control.node_name)
         self.terms_started = 0
         self.recent: Deque[Tuple[float, str]] = collections.deque(maxlen=_RECENT)
-        self._drop_limit, self._trip_limit = _Limit(), _Limit()
+        self._trip_limit = _Limit()
         first_term = int(time.time())
         self.core = Core(control.timings, record, _clock(), first_term)
         self._coroner = _Coroner(record, enabled=control.same_host_proof)
@@ -4544,6 +4624,8 @@ class _Runtime:
     # ---- packets
 
     def _receive(self, events: List[Event]) -> None:
+        secret, required = self._control._secret, self._control.secret_required
+        receiver = self.core.record.incarnation
         for _ in range(_PACKETS_PER_TURN):
             received = self._socket.receive()
             if received is None:
@@ -4552,23 +4634,15 @@ class _Runtime:
             if not self._tag:
                 continue
             try:
-                heartbeat = decode_heartbeat(data, self._tag, self._control._secret)
+                heartbeat = decode_heartbeat(
+                    data, self._tag, secret, required, receiver
+                )
             except ValueError as error:
-                self._drop(str(error), source)
-            else:
-                events.append(Heard(heartbeat, source))
-
-    def _drop(self, reason: str, source: Tuple[str, int]) -> None:
-        """Counted, and reported at most once a minute."""
-        self.packets_dropped += 1
-        reason = reason.split(":")[0]
-        if reason in self._dropped or len(self._dropped) < 32:
-            self._dropped[reason] = self._dropped.get(reason, 0) + 1
-        if self._drop_limit.passes():
-            counts = ["%s (%d)" % item for item in sorted(self._dropped.items())]
-            text = "%s: dropped packets, the last from %s:%d: %s"
-            log.warning(text, self._control.node_name, *source, ", ".join(counts))
-            self._dropped = {}
+                self.gate.note(str(error).split(":")[0], source)
+                continue
+            if secret and data[_MAC] == _NO_MAC:
+                self.gate.note(TAKEN, source)
+            events.append(Heard(heartbeat, source))
 
     # ---- processes on this host
 
@@ -4910,7 +4984,7 @@ def _metrics(control: "ClusterControl", status: Dict[str, Any]) -> str:
         ("terms_started_total", "counter", "Times that this node became primary.",
          runtime.terms_started if runtime else 0),
         ("packets_dropped_total", "counter", "Packets that were not believed.",
-         runtime.packets_dropped if runtime else 0),
+         sum(count for kind, count in status["packets"].items() if kind != TAKEN)),
     ]  # fmt: skip
     labels = ",".join(
         '%s="%s"' % (key, re.sub(r'(["\\])', r"\\\1", text).replace("\n", "\\n"))
@@ -5056,6 +5130,17 @@ def _check_advertised(host: Any) -> Optional[str]:
     return host
 
 
+def _check_secret(secret: Any) -> bytes:
+    if secret is None:
+        return b""
+    data = secret.encode() if isinstance(secret, str) else secret
+    if not isinstance(data, bytes) or not data:
+        # an empty one is a mistake of a configuration, and would protect nothing
+        raise ValueError("secret must be text or bytes, and not empty")
+    _mac(b"", data)  # loads what it needs here, not in the heartbeat thread
+    return data
+
+
 def _default_node_name() -> str:
     host = socket.gethostname()[:100] or "node"
     return "%s-%d-%s" % (host, os.getpid(), _random_id()[:4])
@@ -5104,7 +5189,11 @@ class ClusterControl:
         same_host_proof: whether the death of a process on the same host is taken
             from the kernel, without waiting for the timeouts.
         secret: text or bytes that all nodes share; then only packets that are
-            authenticated by it are believed.
+            authenticated by it are believed. Make it long and random, such as
+            `secrets.token_hex(16)`: whoever sees packets can try guesses.
+        secret_required: False also believes packets without any secret, for the
+            time in which a running cluster gets one: first restart every node with
+            the secret and False, then every node with the secret alone.
         advertise_host: the address to tell the peers, behind NAT. A name is looked
             up once, when the node starts or joins.
         metadata: a dict that every node sees as `ClusterNode.metadata`, at most
@@ -5155,6 +5244,7 @@ class ClusterControl:
         stop_timeout: float = 60,
         same_host_proof: bool = True,
         secret: Union[str, bytes, None] = None,
+        secret_required: bool = True,
         advertise_host: Optional[str] = None,
         metadata: Optional[Dict[str, Any]] = None,
         priority: Optional[int] = 0,
@@ -5194,7 +5284,8 @@ class ClusterControl:
             text = "priority must be an int of 32 bits, or None, not %.80r"
             raise ValueError(text % (priority,))
         self.priority = priority
-        self._secret = secret.encode() if isinstance(secret, str) else secret or b""
+        self.secret_required = bool(secret_required)
+        self._secret = _check_secret(secret)
         if health_port is not None and not _is_int(health_port, 0, 65535):
             text = "health_port must be 0 to 65535 or None, not %r"
             raise ValueError(text % (health_port,))
@@ -5424,10 +5515,10 @@ class ClusterControl:
             primary), `lease_left` (seconds), `primary` (a name or None), `why`
             (plain words: why this node is not primary, or that it is), `why_none`
             (why nobody is, as far as this node knows, or None), `since` (for how
-            many seconds), `storage` ("ok" or what is wrong), and `members`: a list
-            of dicts with `name`, `address`, `version`, `priority`, `metadata`,
-            `primary`, `active`, `lost`, `silence` (seconds since it was heard, or
-            None).
+            many seconds), `storage` ("ok" or what is wrong), `packets` (a dict: how
+            many were dropped so far, by kind), and `members`: a list of dicts with
+            `name`, `address`, `version`, `priority`, `metadata`, `primary`, `active`,
+            `lost`, `silence` (seconds since it was heard, or None).
         """
         runtime = self._runtime
         status: Dict[str, Any] = {
@@ -5439,7 +5530,8 @@ class ClusterControl:
             why = "it belongs to the parent process" if self._forked else "not started"
             return dict(
                 status, address=None, role="stopped", lease_left=0.0, primary=None,
-                why=why, why_none=None, since=0.0, storage="unknown", members=[],
+                why=why, why_none=None, since=0.0, storage="unknown",
+                packets={}, members=[],
             )  # fmt: skip
         with runtime.changed:
             now = _clock()
@@ -5457,6 +5549,7 @@ class ClusterControl:
                 why_none=core.explain_none(),
                 since=max(0.0, now - core.since),
                 storage=core.storage_state(),
+                packets=dict(runtime.gate.counts, **{REPEATED: core.repeated}),
                 members=[_member_status(n, n.id in lost, now) for n in
                          cluster.nodes.values()],
             )  # fmt: skip

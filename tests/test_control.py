@@ -748,6 +748,12 @@ def test_garbage_at_the_port_harms_nothing(lab):
     until(lambda: len(control.cluster.nodes) == 2 and control.is_primary)
 
 
+def with_keys_of_tomorrow(packet):
+    head, body = packet[: cluster._HEADER], packet[cluster._HEADER :]
+    fields = dict(json.loads(body.decode()), later=[1, {"x": None}], zz="?")
+    return head + json.dumps(fields).encode()
+
+
 class OfTheNextFormat:
     """A node of a version to come: its record and its packets have unknown keys."""
 
@@ -773,14 +779,13 @@ class OfTheNextFormat:
         heartbeat = cluster.Heartbeat(
             self.record.incarnation, core.record.incarnation, self.clock, self.heard()
         )
-        fields = json.loads(cluster.encode_heartbeat(heartbeat, tag).decode())
-        fields.update(v=2, later=[1, {"x": None}], zz="?")
-        self.socket.sendto(json.dumps(fields).encode(), core.record.address)
+        packet = with_keys_of_tomorrow(cluster.encode_heartbeat(heartbeat, tag))
+        self.socket.sendto(packet, core.record.address)
 
     def heard(self):
         """The number of the newest packet that came in."""
         try:
-            return json.loads(self.socket.recv(1000).decode())["s"]
+            return json.loads(self.socket.recv(1000)[cluster._HEADER :].decode())["s"]
         except socket.timeout:
             return 0
 
@@ -803,12 +808,8 @@ def test_a_node_of_the_next_format_is_a_member_and_never_garbage(lab, caplog):
 def test_a_heartbeat_of_the_next_format_is_understood(lab, monkeypatch):
     encode = cluster.encode_heartbeat
 
-    def of_the_next_format(heartbeat, tag, secret=b""):
-        fields = json.loads(encode(heartbeat, tag, secret).decode())
-        fields["a_key_of_tomorrow"] = [1, {}]
-        key = next(k for k in fields if fields[k] == cluster.FORMAT and len(k) <= 2)
-        fields[key] = cluster.FORMAT + 1
-        return json.dumps(fields).encode()
+    def of_the_next_format(*arguments):
+        return with_keys_of_tomorrow(encode(*arguments))
 
     monkeypatch.setattr(cluster, "encode_heartbeat", of_the_next_format)
     a, b = lab.started("a", "b")

@@ -20,7 +20,7 @@ from cluster import (
 # no verdict depends on how busy the machine is
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-TAG = "0123456789abcdef"
+TAG = b"\x01the tag"
 TOP = 2**63 - 1
 
 IDS = st.text("0123456789abcdef", min_size=16, max_size=16)
@@ -110,10 +110,25 @@ LONGEST = Heartbeat(
 )  # fmt: skip
 
 
+HEADER = encode_heartbeat(BEAT, TAG)[: cluster._HEADER]
+
+
 def nested(depth, inner=0):
     for _ in range(depth):
         inner = [inner]
     return inner
+
+
+def packet_of(fields, secret=b"", heartbeat=None):
+    """A packet with this JSON, and the header of that heartbeat."""
+    head = encode_heartbeat(heartbeat or BEAT, TAG)[:20]
+    body = json.dumps(fields).encode()
+    mac = cluster._mac(head + body, secret) if secret else bytes(16)
+    return head + mac + body
+
+
+def fields_of(packet):
+    return json.loads(packet[cluster._HEADER :].decode())
 
 
 def as_stored(value):
@@ -367,12 +382,35 @@ def test_an_ordinary_heartbeat_is_short():
     assert len(encode_heartbeat(BEAT, TAG)) < 128
 
 
-@pytest.mark.parametrize("sent, expected", [(b"a", b"b"), (b"a", b""), (b"", b"a")])
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("sent", [b"b", b""])
 @patient
 @given(heartbeat=HEARTBEATS)
-def test_another_secret_or_none_is_refused(sent, expected, heartbeat):
-    with pytest.raises(ValueError):
-        decode_heartbeat(encode_heartbeat(heartbeat, TAG, sent), TAG, expected)
+def test_another_secret_or_none_is_refused(sent, required, heartbeat):
+    packet = encode_heartbeat(heartbeat, TAG, sent)
+    if sent or required:
+        with pytest.raises(ValueError, match="with a wrong" if sent else "without a"):
+            decode_heartbeat(packet, TAG, b"a", required)
+    else:
+        assert decode_heartbeat(packet, TAG, b"a", required) == heartbeat
+
+
+@patient
+@given(heartbeat=HEARTBEATS)
+def test_a_node_without_a_secret_takes_what_others_authenticate(heartbeat):
+    # while a running cluster gets a secret, node by node
+    assert decode_heartbeat(encode_heartbeat(heartbeat, TAG, b"a"), TAG) == heartbeat
+
+
+@patient
+@given(IDS, IDS)
+def test_a_packet_for_another_incarnation_is_refused(to, own):
+    packet = encode_heartbeat(BEAT._replace(receiver=to), TAG, b"a")
+    if to == own:
+        assert decode_heartbeat(packet, TAG, b"a", True, own).receiver == own
+    else:
+        with pytest.raises(ValueError, match=cluster.NOT_FOR_US):
+            decode_heartbeat(packet, TAG, b"a", True, own)
 
 
 @patient
@@ -381,7 +419,7 @@ def test_a_single_changed_bit_is_refused(heartbeat, data):
     packet = bytearray(encode_heartbeat(heartbeat, TAG, b"secret"))
     place = data.draw(st.integers(0, len(packet) - 1))
     packet[place] ^= 1 << data.draw(st.integers(0, 7))
-    with pytest.raises(ValueError, match="secret"):
+    with pytest.raises(ValueError):
         decode_heartbeat(bytes(packet), TAG, b"secret")
 
 
@@ -414,8 +452,11 @@ def test_a_packet_of_another_cluster_is_refused():
 @example(data=b"\xff" * 512)
 @example(data=b"[" * 512)
 @example(data=b"[" * 256 + b"]" * 256)
-@example(data=b'{"k":' + b"[" * 253 + b"]" * 253 + b"}")
-@example(data=b'{"k":' * 85 + b"1" + b"}" * 85)
+@example(data=HEADER)
+@example(data=HEADER + b"[" * 238 + b"]" * 238)
+@example(data=HEADER + b'{"k":' * 79 + b"1" + b"}" * 79)
+@example(data=HEADER + b"9" * 470)
+@example(data=HEADER + b"\xff")
 @example(data=b"1" * 512)
 @example(data=b"NaN")
 @example(data=b" " * 513)
@@ -427,14 +468,14 @@ def test_arbitrary_bytes_raise_nothing_but_value_error(secret, data):
 @patient
 @given(JSON)
 def test_signed_nonsense_raises_nothing_but_value_error(data):
-    body = json.dumps(data).encode()
     with pytest.raises(ValueError):
-        decode_heartbeat(cluster._mac(body, b"secret") + body, TAG, b"secret")
+        decode_heartbeat(packet_of(data, b"secret"), TAG, b"secret")
 
 
 @patient
 @given(st.sampled_from(sorted(cluster._WIRE_KEYS)), JSON)
 @example("i", None)
+@example("i", "")
 @example("lh", None)
 @example("s", True)
 @example("s", -1)
@@ -442,27 +483,33 @@ def test_signed_nonsense_raises_nothing_but_value_error(data):
 @example("a", 2)
 @example("x", nested(200))
 def test_a_damaged_field_on_the_wire_is_named_or_equal(key, value):
-    fields = json.loads(encode_heartbeat(BEAT, TAG).decode())
+    fields = fields_of(encode_heartbeat(BEAT, TAG))
     fields[key] = value
     try:
-        heartbeat = decode_heartbeat(json.dumps(fields).encode(), TAG)
+        heartbeat = decode_heartbeat(packet_of(fields), TAG)
     except ValueError as error:
         assert key in str(error) or "too long" in str(error)
     else:
         assert getattr(heartbeat, cluster._WIRE_KEYS[key]) == value
 
 
-@pytest.mark.parametrize("key", ["i", "t", "s", "e"])
-def test_a_packet_without_sender_receiver_or_number_is_refused(key):
-    fields = json.loads(encode_heartbeat(BEAT, TAG).decode())
+@pytest.mark.parametrize("key", ["i", "s", "e"])
+def test_a_packet_without_sender_or_number_is_refused(key):
+    fields = fields_of(encode_heartbeat(BEAT, TAG))
     del fields[key]
     with pytest.raises(ValueError, match=key):
-        decode_heartbeat(json.dumps(fields).encode(), TAG)
+        decode_heartbeat(packet_of(fields), TAG)
 
 
 @pytest.mark.parametrize("secret", [b"", b"secret"])
-def test_a_packet_of_the_next_format_is_understood(secret):
-    fields = json.loads(encode_heartbeat(BEAT, TAG).decode())
-    body = json.dumps(dict(fields, v=2, zz={"new": [1]})).encode()
-    packet = (cluster._mac(body, secret) if secret else b"") + body
-    assert decode_heartbeat(packet, TAG, secret) == BEAT
+def test_a_packet_with_keys_of_a_later_version_is_understood(secret):
+    fields = dict(fields_of(encode_heartbeat(BEAT, TAG)), zz={"new": [1]})
+    assert decode_heartbeat(packet_of(fields, secret), TAG, secret) == BEAT
+
+
+@pytest.mark.parametrize("secret", [b"", b"secret"])
+def test_a_packet_of_another_layout_is_named_so(secret):
+    packet = encode_heartbeat(BEAT, TAG, secret)
+    for later in (packet[:3] + b"\2" + packet[4:], packet[:3] + b"\2", packet[:30]):
+        with pytest.raises(ValueError, match="of another format"):
+            decode_heartbeat(later, TAG, secret)
