@@ -1,0 +1,378 @@
+"""Hostile packets, names and files: what a stranger can do, and what nobody can.
+
+A *blind* sender knows the address alone. An *observer* sees the packets too, and so
+knows the cluster's tag and every incarnation; without a secret it can forge.
+"""
+
+import collections
+import json
+import logging
+import os
+import socket
+import threading
+import time
+
+import pytest
+from node_program import Node, until
+
+import cluster
+from cluster import ClusterControl, Heartbeat, SharedFsStorageBackend
+
+FAST = dict(hb_interval=0.1, hb_timeout=0.6, check_interval=0.2, hb_missed_count=2)
+SECRET = "a shared secret"
+
+
+class Lab:
+    """Nodes in this process, in one folder, and what their callbacks said."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.controls = []
+        self.calls = []
+
+    def node(self, name, **settings):
+        keywords = dict(FAST, host_name="127.0.0.1", same_host_proof=False)
+        for kind in ("start", "stop"):
+            note = lambda kind=kind: self.calls.append((name, kind))  # noqa: E731
+            keywords[kind + "_primary_callback"] = note
+        keywords["storage_backend"] = SharedFsStorageBackend(self.path)
+        keywords.update(settings)
+        control = ClusterControl("lab", node_name=name, **keywords)
+        self.controls.append(control)
+        control.start()
+        return control
+
+    def started(self, *names, **settings):
+        """Nodes that are all active, the first of them the primary."""
+        first = self.node(names[0], **settings)
+        assert first.wait_for_primary(10)
+        rest = [self.node(name, **settings) for name in names[1:]]
+        until(lambda: all(all_active(c, names) for c in [first] + rest))
+        return [first] + rest
+
+    def close(self):
+        for control in self.controls:
+            control.stop()
+        for control in self.controls:
+            control.join(10)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    made = Lab(tmp_path)
+    yield made
+    made.close()
+
+
+def all_active(control, names):
+    nodes = control.cluster.nodes
+    return sorted(nodes) == sorted(names) and all(
+        node.is_active and (node.is_self or node.last_hb) for node in nodes.values()
+    )
+
+
+def address(control):
+    return control._runtime.core.record.address
+
+
+def incarnation(control):
+    return control._runtime.core.record.incarnation
+
+
+def tag_of(control):
+    return cluster._cluster_tag("lab", control._runtime.core.cluster_id)
+
+
+def received(control, kind):
+    return control.status()["packets"].get(kind, 0)
+
+
+def record_packets(control):
+    """From now on every packet that comes in at this node, as it is."""
+    sock, packets = control._runtime._socket, []
+    receive = sock.receive
+
+    def recording_receive():
+        found = receive()
+        if found is not None:
+            packets.append(found[0])
+        return found
+
+    sock.receive = recording_receive
+    return packets
+
+
+class Sender:
+    """Sends what `packets()` gives, again and again, until it is closed."""
+
+    def __init__(self, target, packets, pause=0.002):
+        self.target, self.packets, self.pause = target, packets, pause
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def run(self):
+        while not self.closed.is_set():
+            for packet in list(self.packets()):
+                self.socket.sendto(packet, self.target)
+                if self.closed.wait(self.pause):
+                    return
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.closed.set()
+        self.thread.join()
+        self.socket.close()
+
+
+class Observer:
+    """Forges packets of `sender` for a node whose packets it sees."""
+
+    def __init__(self, control, sender, secret=b"", **fields):
+        self.control, self.sender, self.secret = control, sender, secret
+        self.fields = fields
+        self.sent = 10**15  # higher than any that the true sender has used
+
+    def packets(self):
+        core = self.control._runtime.core
+        self.sent += 1
+        lease = core.lease or (0, 0, "", False, False)
+        known = dict(zip(("term", "counter", "holder", "started", "released"), lease))
+        forged = Heartbeat(
+            self.sender, incarnation(self.control), self.sent, core._sent
+        )._replace(**dict(known, **self.fields))
+        yield cluster.encode_heartbeat(forged, tag_of(self.control), self.secret)
+
+
+# ---- replayed
+
+
+@pytest.mark.processes
+def test_replaying_the_packets_of_a_dead_node_does_not_keep_it_alive(lab):
+    dead = Node("dead", lab.path, secret=SECRET, same_host_proof=False, **FAST)
+    try:
+        until(lambda: dead.is_primary())
+        survivor = lab.node("survivor", secret=SECRET)
+        until(lambda: all_active(survivor, ["dead", "survivor"]))
+        packets = record_packets(survivor)
+        until(lambda: len(packets) > 20)
+        dead.kill()
+        killed_at, seen = time.monotonic(), packets[:]
+        with Sender(address(survivor), lambda: seen):
+            until(lambda: survivor.is_primary)
+            took = time.monotonic() - killed_at
+            until(lambda: "dead" not in survivor.cluster.nodes)
+            until(lambda: received(survivor, cluster.REPEATED) > 50)
+    finally:
+        dead.close()
+    assert took < survivor.timings.detection_time + 3
+
+
+@pytest.mark.parametrize("restarted", ["sender", "receiver"])
+def test_what_was_sent_before_a_restart_is_refused_after_it(lab, restarted):
+    a, b = lab.started("a", "b", secret=SECRET)
+    c = lab.node("c", secret=SECRET)
+    until(lambda: all_active(a, "abc"))
+    packets = record_packets(c)
+    until(lambda: len(packets) > 40)
+    seen = packets[:]
+    former = b if restarted == "sender" else c
+    port, name = address(former)[1], former.node_name
+    former.stop()
+    former.join(10)
+    again = lab.node(name, secret=SECRET, hb_port=port)
+    target = c if restarted == "sender" else again
+    until(lambda: all_active(a, "abc") and all_active(target, "abc"))
+    kind = cluster.REPEATED if restarted == "sender" else cluster.NOT_FOR_US
+    before = received(target, kind)
+    with Sender(address(target), lambda: seen):
+        until(lambda: received(target, kind) > before + 100)
+        views = [control.cluster for control in (a, target)]
+    for view in views:
+        assert sorted(view.nodes) == ["a", "b", "c"] and view.dead_nodes == []
+        assert all(node.is_active for node in view.nodes.values())
+    assert incarnation(former) not in [n.id for n in views[1].nodes.values()]
+    assert a.is_primary and [k for n, k in lab.calls if n == "a"] == ["start"]
+
+
+# ---- forged: README, "Security"
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_only_without_a_secret_can_an_observer_keep_a_dead_node_alive(lab, secret):
+    a, b = lab.started("a", "b", secret=secret)
+    forger = Observer(b, incarnation(a))
+    with Sender(address(b), forger.packets, 0.02):
+        a._runtime._abandoned = True  # its threads end, and it tells nobody
+        a._runtime._wake()
+        if secret:
+            until(lambda: b.is_primary)
+        else:
+            end = time.monotonic() + 2 * b.timings.detection_time
+            until(lambda: time.monotonic() > end)
+            assert "a" not in [node.name for node in b.cluster.dead_nodes]
+    assert received(b, "without a secret") > 0 if secret else True
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_only_without_a_secret_can_an_observer_depose_the_primary(lab, secret):
+    a, b = lab.started("a", "b", secret=secret)
+    term = a.term
+    forger = Observer(b, incarnation(a), stopped=term)  # "a has stopped"
+    with Sender(address(b), forger.packets, 0.02):
+        if secret:
+            until(lambda: received(b, "without a secret") > 50)
+        else:
+            until(lambda: b.is_primary)
+    assert a.term == (term if secret else 0)
+    assert lab.calls[:1] == [("a", "start")]
+
+
+@pytest.mark.parametrize("forged", [b"another secret", b""])
+@pytest.mark.parametrize("fields", [
+    dict(leaving=True), dict(term=2**62, counter=1, holder="f" * 16, started=True),
+    dict(released=True, counter=2**62), dict(lost=1, running=2**62), dict(answer=True),
+], ids=lambda fields: "-".join(fields))  # fmt: skip
+def test_with_a_secret_what_is_forged_changes_nothing(lab, fields, forged):
+    a, b = lab.started("a", "b", secret=SECRET)
+    kind = "with a wrong secret" if forged else "without a secret"
+    state = [(c.cluster.nodes.keys(), c._runtime.core._term()) for c in (a, b)]
+    for target, sender in ((a, b), (b, a), (b, None)):
+        sender = incarnation(sender) if sender else "e" * 16
+        forger = Observer(target, sender, forged, **fields)
+        before = received(target, kind)
+        with Sender(address(target), forger.packets):
+            until(lambda: received(target, kind) > before + 50)
+    assert [(c.cluster.nodes.keys(), c._runtime.core._term()) for c in (a, b)] == state
+    assert lab.calls == [("a", "start")] and a.is_primary
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_a_blind_sender_changes_nothing(lab, secret):
+    """It knows the name of the cluster and of its nodes, but sees no packet."""
+    a, b = lab.started("a", "b", secret=secret)
+    guess = Heartbeat("a" * 16, "b" * 16, 1, 1, 2**62, 1, "a" * 16, stopped=2**62)
+    guessed = cluster.encode_heartbeat(guess, cluster._cluster_tag("lab", "c" * 16))
+    known = guessed[:4] + tag_of(b) + guessed[12:]
+    with Sender(address(b), lambda: [guessed, known, b"", os.urandom(600)]):
+        until(lambda: received(b, "of another cluster") > 50)
+        until(lambda: received(b, cluster.NOT_FOR_US) > 50)
+    assert a.is_primary and lab.calls == [("a", "start")]
+
+
+def test_each_kind_is_counted_and_reported_once_a_minute(lab, caplog):
+    a, b = lab.started("a", "b", secret=SECRET)
+    whole = cluster.encode_heartbeat(
+        Heartbeat(incarnation(a), incarnation(b), 1, 1), tag_of(b), b"wrong"
+    )
+    kinds = {
+        "no heartbeat": b"GET / HTTP/1.1\r\n",
+        "of another format": whole[:3] + b"\7" + whole[4:],
+        "of another cluster": whole[:4] + b"\7" + whole[5:],
+        "with a wrong secret": whole,
+        "without a secret": whole[:20] + bytes(16) + whole[36:],
+        "too long": whole * 9,
+    }
+    with caplog.at_level(logging.WARNING, "cluster"):
+        with Sender(address(b), lambda: list(kinds.values())):
+            for kind in kinds:
+                until(lambda: received(b, kind) > 30)
+    said = [r.getMessage() for r in caplog.records if "packets" in r.getMessage()]
+    assert len(said) == len(kinds)
+    for kind in kinds:
+        (line,) = [line for line in said if "packets %s:" % kind in line]
+        assert "127.0.0.1:" in line
+    json.dumps(b.status())
+
+
+# ---- a secret for a running cluster
+
+
+def test_a_running_cluster_gets_a_secret_node_by_node(lab):
+    names = ["a", "b", "c"]
+    nodes = lab.started(*names)
+    for settings in (dict(secret=SECRET, secret_required=False), dict(secret=SECRET)):
+        for number, name in enumerate(names):
+            nodes[number].stop()
+            nodes[number].join(10)
+            nodes[number] = lab.node(name, **settings)
+            until(lambda: all(all_active(node, names) for node in nodes))
+            until(lambda: sum(node.is_primary for node in nodes) == 1)
+    for node in nodes:
+        assert received(node, "without a secret") == 0
+    # nobody lost the role but by being stopped itself: all were heard all the time
+    begun = collections.Counter(kind for _, kind in lab.calls)
+    assert begun["start"] == begun["stop"] + 1
+    assert begun["start"] <= 1 + 2 * len(names)
+
+
+def test_those_who_are_not_ready_for_the_secret_are_reported(lab, caplog):
+    with caplog.at_level(logging.WARNING, "cluster"):
+        lab.started("a", "b", secret=SECRET, secret_required=False)
+        assert "without a secret" not in caplog.text
+        lab.node("late")
+        until(lambda: "took packets without a secret" in caplog.text)
+        lab.node("strict", secret=SECRET)
+        until(lambda: "dropped packets without a secret" in caplog.text)
+
+
+@pytest.mark.parametrize("secret", ["", b"", 7, ["x"]])
+def test_an_empty_secret_is_refused_and_not_taken_for_none(tmp_path, secret):
+    storage = SharedFsStorageBackend(tmp_path)
+    with pytest.raises(ValueError, match="secret"):
+        ClusterControl("lab", storage_backend=storage, secret=secret)
+
+
+# ---- bounded: reads, memory
+
+
+class CountingStorage(SharedFsStorageBackend):
+    reads = 0
+
+    def read(self, fresh=False):
+        self.reads += 1
+        return super().read(fresh)
+
+
+def test_an_unknown_sender_prompts_one_read_per_check_interval(lab):
+    storage = CountingStorage(lab.path)
+    a = lab.node("a", storage_backend=storage, check_interval=0.5)
+    assert a.wait_for_primary(10)
+    unknown = (Observer(a, cluster._random_id()) for _ in iter(int, 1))
+    packets = (next(forger.packets()) for forger in unknown)
+    before = received(a, cluster.REPEATED)
+    began, reads = time.monotonic(), storage.reads
+    with Sender(address(a), lambda: [next(packets)], 0.001):
+        until(lambda: time.monotonic() > began + 3)
+    intervals = (time.monotonic() - began) / 0.5 + 1
+    # one that is due anyway, and one that is prompted
+    assert reads < storage.reads <= reads + 2 * intervals
+    assert received(a, cluster.REPEATED) == before
+    assert list(a.cluster.nodes) == ["a"] and a.is_primary
+
+
+def test_an_observer_without_a_secret_cannot_fill_the_memory(lab):
+    a, b = lab.started("a", "b")
+    core = b._runtime.core
+    counters = iter(range(10**9, 10**10))
+
+    def packets():
+        for _ in range(50):
+            holder, counter = cluster._random_id(), next(counters)
+            forger.fields = dict(holder=holder, counter=counter, term=core._term() + 1)
+            forger.fields.update(term=core.lease.term if core.lease else 1)
+            for packet in forger.packets():
+                yield packet
+
+    forger = Observer(b, incarnation(a))
+    most = 0
+    with Sender(address(b), packets, 0):
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            most = max(most, len(core.peers))
+            time.sleep(0.001)
+    assert cluster.MAX_UNRECORDED // 2 < most < cluster.MAX_UNRECORDED + 200
+    assert b.is_alive() and len(core._strangers) <= cluster.MAX_STRANGERS
