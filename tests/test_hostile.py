@@ -13,10 +13,10 @@ import threading
 import time
 
 import pytest
-from node_program import Node, until
 
 import cluster
 from cluster import ClusterControl, Heartbeat, SharedFsStorageBackend
+from node_program import Node, until
 
 FAST = dict(hb_interval=0.1, hb_timeout=0.6, check_interval=0.2, hb_missed_count=2)
 SECRET = "a shared secret"
