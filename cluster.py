@@ -237,6 +237,13 @@ class Lease(NamedTuple):
     """The longest time for which the holder may go on without storage."""
     stop_timeout: float
     """The longest time for which running callbacks delay a successor."""
+    successor: str = ""
+    """If released: the incarnation that the last holder wants to be the next; the
+    others leave it the lease for a while."""
+    step_down: bool = False
+    """Somebody asks the holder to step down; for `successor`, if there is one."""
+    paused: bool = False
+    """Nobody may claim the lease, however free it is."""
 
     @property
     def stamp(self) -> Tuple[int, int]:
@@ -263,12 +270,16 @@ class Lease(NamedTuple):
             roster = frozenset(roster)
         for key in ("term", "counter"):
             _check(_is_int(data.get(key)), "lease " + key, data.get(key))
-        for key in ("started", "released"):
-            _check(type(data.get(key)) is bool, "lease " + key, data.get(key))
+        fields = {key: data.get(key) for key in cls._fields}
+        for key, default in cls._field_defaults.items():
+            fields[key] = data.get(key, default)
+        for key in ("started", "released", "step_down", "paused"):
+            _check(type(fields[key]) is bool, "lease " + key, fields[key])
+        named = fields["successor"]
+        _check(named == "" or _is_id(named), "lease successor", named)
         for key in ("duration", "freeze_limit", "stop_timeout"):
             _check(_is_seconds(data.get(key)), "lease " + key, data.get(key))
         _check(_is_id(data.get("holder")), "lease holder", data.get("holder"))
-        fields = {key: data.get(key) for key in cls._fields}
         return cls(**dict(fields, roster=roster))
 
 
@@ -499,6 +510,8 @@ class Heartbeat(NamedTuple):
     """The sender has stopped (or never started) as primary of all terms up to it."""
     changed: bool = False
     """The sender's record has just changed: worth a read."""
+    successor: str = ""
+    """Incarnation that the sender wants to be the next primary after `stopped`."""
 
 
 class Heard(NamedTuple):
@@ -631,6 +644,9 @@ class StopAsked(NamedTuple):
 class StepDownAsked(NamedTuple):
     """Event: stop being primary, stay a member."""
 
+    successor: str = ""
+    """The incarnation that is to be the next primary; empty: anybody."""
+
 
 class Described(NamedTuple):
     """Event: the node's metadata is another one, to be told to the others."""
@@ -739,6 +755,7 @@ _WIRE_KEYS = {
     "r": "running",
     "d": "stopped",
     "n": "changed",
+    "w": "successor",
 }
 _WIRE_DEFAULTS = {
     key: Heartbeat._field_defaults.get(field) for key, field in _WIRE_KEYS.items()
@@ -806,7 +823,7 @@ def _wire_value(fields: Dict[str, Any], key: str) -> Any:
     if type(default) is bool:
         _check(value in (0, 1), "malformed: " + key, value)
         return bool(value)
-    if key in ("i", "lh"):
+    if key in ("i", "lh", "w"):
         _check(_is_id(value) or value == default, "malformed: " + key, value)
         _check(value is not None, "malformed: no " + key, value)
     else:
@@ -1288,6 +1305,7 @@ def _lease_name(lease: Lease, roster_counter: int) -> str:
         int(lease.started), int(lease.released), roster_counter,
         repr(float(lease.duration)), repr(float(lease.freeze_limit)),
         repr(float(lease.stop_timeout)),
+        int(lease.paused), int(lease.step_down), lease.successor,
     )  # fmt: skip
     return "_".join(map(str, fields))
 
@@ -1295,8 +1313,10 @@ def _lease_name(lease: Lease, roster_counter: int) -> str:
 @functools.lru_cache(maxsize=16)  # each listing asks for the same few again
 def _lease_from_name(name: str) -> Tuple[Lease, int]:
     """The lease (its roster unknown) and the counter that names its roster."""
-    parts = name.split("_", 9)  # what a later version appends is ignored
-    _check(len(parts) >= 9, "not the name of a lease", name)
+    parts = name.split("_")[:12]  # what a later version appends is ignored
+    if len(parts) < 12:  # an earlier version's
+        parts = parts[:9] + ["0", "0", ""]
+    _check(len(parts) == 12, "not the name of a lease", name)
     numbers = [int(part) for part in parts[:2] + parts[3:6]]
     durations = [float(part) for part in parts[6:9]]
     lease = Lease.from_dict(
@@ -1304,11 +1324,12 @@ def _lease_from_name(name: str) -> Tuple[Lease, int]:
             "term": numbers[0], "counter": numbers[1], "holder": parts[2],
             "started": bool(numbers[2]), "released": bool(numbers[3]),
             "duration": durations[0], "freeze_limit": durations[1],
-            "stop_timeout": durations[2],
+            "stop_timeout": durations[2], "paused": bool(int(parts[9])),
+            "step_down": bool(int(parts[10])), "successor": parts[11],
         }
     )  # fmt: skip
     # Another spelling of the same value is a copy that somebody made, not a lease
-    ours = _lease_name(lease, numbers[4]) == "_".join(parts[:9])
+    ours = _lease_name(lease, numbers[4]) == "_".join(parts)
     _check(ours, "not the name of a lease", name)
     return lease, numbers[4]
 
@@ -1785,7 +1806,7 @@ MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check inte
 
 
 # As in a Heartbeat, in order
-Flags = Tuple[bool, bool, bool, int, int, int, int, bool]
+Flags = Tuple[bool, bool, bool, int, int, int, int, bool, str]
 
 
 class Peer:
@@ -1796,7 +1817,7 @@ class Peer:
         "flags", "flags_at", "heard", "incarnation", "left", "linked_at",
         "linked_since", "missing_since", "newest", "newest_at", "notice", "offer_at",
         "record", "record_at", "reported", "running_at", "running_term",
-        "stopped_term", "vouch", "vouched_at",
+        "stopped_term", "successor", "vouch", "vouched_at",
     )  # fmt: skip
 
     def __init__(self, incarnation: str, now: float) -> None:
@@ -1820,6 +1841,7 @@ class Peer:
         self.flags_at = -FOREVER
         self.offer_at = FOREVER
         self.stopped_term = 0
+        self.successor = (0, "")  # whom it wants to be the next after that term
         self.running_term = 0  # callbacks of this term, which is over, still run
         self.running_at = -FOREVER
         self.notice = (0, 0)  # (running_term, notice) as last found in its record
@@ -1935,6 +1957,7 @@ class Core:
         self._release: Optional[Lease] = None
         self._release_at = -FOREVER
         self._step_down = False
+        self._successor = (0, "")  # whom we want to be the next after that term
         # Callbacks
         self._queue: List[RunCallback] = []
         self._callback: Optional[RunCallback] = None
@@ -2519,6 +2542,8 @@ class Core:
     ) -> None:
         peer.newest, peer.newest_at = heartbeat.sent, self._now
         peer.stopped_term = max(peer.stopped_term, heartbeat.stopped)
+        if heartbeat.successor:
+            peer.successor = heartbeat.stopped, heartbeat.successor
         if heartbeat.running:
             peer.running_term, peer.running_at = heartbeat.running, self._now
         if 0 < heartbeat.echo <= self._sent:
@@ -2650,7 +2675,7 @@ class Core:
         return bool(flagged and lease is not None and lease.holder == peer.incarnation)
 
     def _flags(self) -> Flags:
-        """leaving, candidate, failing, offer, lost, running, stopped, changed."""
+        """Those of a `Heartbeat`, from `leaving` on."""
         failing = self._failing_since is not None
         if self._held is not None:
             failing = self._renew_failing_since is not None
@@ -2664,7 +2689,13 @@ class Core:
             running,
             self.record.stopped_term,
             self._now < self._changed_at + self.timings.hb_interval,
+            self._wished(self.record.stopped_term),
         )
+
+    def _wished(self, term: int) -> str:
+        """Whom this node wants to be the primary after that term, its newest one."""
+        known = self.lease.term if self.lease is not None else term
+        return self._successor[1] if self._successor[0] == term == known else ""
 
     def _lost_term(self) -> int:
         """The term whose holder this node does not vouch for; 0: none."""
@@ -2901,6 +2932,23 @@ class Core:
             and peer.record.rank < mine
         )
 
+    def _turn(self, lease: Optional[Lease]) -> float:
+        """For how long this node leaves the lease to those who come before it."""
+        named = self._named(lease) if lease is not None else ""
+        if named == self.record.incarnation:
+            return 0.0
+        if named and not self._is_lost(self._peer(named)):
+            return self._lost_after
+        return self._rank(lease) * self.timings.check_interval / 2
+
+    def _named(self, lease: Lease) -> str:
+        """Whom its last holder wants to be the next; empty: anybody."""
+        if lease.released:
+            return lease.successor
+        holder = self.peers.get(lease.holder)
+        term, named = holder.successor if holder is not None else (0, "")
+        return named if term == lease.term else ""
+
     def _isolation_wait(self, lease: Optional[Lease]) -> float:
         """Who hears nobody of a roster gives those others time to claim."""
         if lease is None or self._is_proven_dead(lease):
@@ -2957,8 +3005,8 @@ class Core:
             return
         if self._claim_from is None:
             self._claim_from = self._now
-        wait = self._rank(lease) * self.timings.check_interval / 2
-        due = self._claim_from + max(wait, self._isolation_wait(lease))
+        wait = max(self._turn(lease), self._isolation_wait(lease))
+        due = self._claim_from + wait
         due = max(due, self._acquainted_at(lease))
         if self._now < due:
             self._wake(due)
@@ -3160,6 +3208,8 @@ class Core:
             counter=self._counter,
             started=self.role is not CLAIMANT,
             roster=self._next_roster(),
+            successor="",
+            step_down=False,
         )
         if new.started:
             timings = self.timings
@@ -3449,9 +3499,13 @@ class Core:
                 return None
         self._counter += 1
         self._release_at = self._now + self.timings.renewal_period
-        started = self._release.started
-        new = self._release._replace(counter=self._counter, released=True)
-        return Swap(self._release, new._replace(started=started))
+        new = self._release._replace(
+            counter=self._counter,
+            released=True,
+            successor=self._wished(self._release.term),
+            step_down=False,
+        )
+        return Swap(self._release, new)
 
     def _released(self, new: Lease) -> None:
         self._release = None
@@ -3511,6 +3565,7 @@ class Core:
     def _on_step_down_asked(self, event: StepDownAsked) -> None:
         self._step_down = True
         if self.role is PRIMARY:
+            self._successor = self._term(), event.successor
             self._begin_stop("asked to step down", orderly=True)
         elif self.role is CLAIMANT:
             self._abandon_claim("asked to step down")
@@ -3815,6 +3870,24 @@ class Core:
         if lease is None or lease.released:
             return frozenset()
         return frozenset({lease.holder}) | (lease.roster or frozenset())
+
+    def no_successor(self, name: str) -> Optional[str]:
+        """Why this primary cannot step down for that node; None if it can."""
+        record = self.records.get(name)
+        if name == self.record.name:
+            return "it is this node"
+        if record is None:
+            return "it is no member"
+        peer, held = self.peers[record.incarnation], self._held
+        if self._is_lost(peer):
+            return "it is lost"
+        if held is None or record.incarnation not in (held.roster or ()):
+            return "it is not active"
+        if record.priority is None:
+            return "its priority is None"
+        if peer.flags is None or not peer.flags.candidate:
+            return "it is no candidate now"
+        return None
 
     def counts_as_lost(self, record: NodeRecord) -> bool:
         """Whether this node has lost that member."""
@@ -5441,19 +5514,35 @@ class ClusterControl:
             )
         return runtime.term() != 0
 
-    def step_down(self) -> bool:
+    def step_down(self, to: Optional[str] = None) -> bool:
         """Hands over: stops being the primary, and stays a member.
 
         Returns after the stop callback (in a callback: at once). This node is no
         candidate for the detection time then, unless it is alone.
 
+        Args:
+            to: name of the node that is to be the next primary. It claims at once,
+                and the others leave it the lease for the detection time; if it has
+                not claimed by then, or is lost, any of them may. None: anybody.
+
         Returns:
             False if this node is not the primary, and nothing was done.
+
+        Raises:
+            ValueError: `to` is no active member, is lost, or is no candidate; names
+                it and why. This node is the primary as before.
         """
         runtime, term = self._runtime, self.term
         if runtime is None or not term:
             return False
-        runtime.post(StepDownAsked())
+        successor = ""
+        if to is not None:
+            with runtime.changed:
+                why = runtime.core.no_successor(to)
+                if why is not None:
+                    raise ValueError("cannot step down for node %r: %s" % (to, why))
+                successor = runtime.core.records[to].incarnation
+        runtime.post(StepDownAsked(successor))
         if threading.current_thread() is not runtime.callbacks.thread:
             with runtime.changed:
                 runtime.changed.wait_for(

@@ -372,6 +372,22 @@ class StorageContract:
         assert backend.swap_lease(None, LEASE._replace(roster=None))
         assert self.opened().read().lease.roster is None
 
+    def test_a_wish_for_a_successor_and_a_pause_are_kept_and_lifted(self):
+        backend, other = self.opened(), self.opened()
+        values = [
+            LEASE,
+            lease(1, 2, paused=True),
+            lease(1, 10**6, roster=[B], step_down=True, successor=B, started=True),
+            lease(1, 10**6 + 1, released=True, successor=B, paused=True),
+            lease(1, 10**6 + 2),
+        ]
+        expected = None
+        for new in values:
+            assert backend.swap_lease(expected, new)
+            assert other.read().lease == backend.read().lease == new
+            assert self.opened().read().lease == new
+            expected = new
+
     def test_a_lost_swap_leaves_the_roster_of_the_winner(self):
         backend, other = self.opened(), self.opened()
         assert backend.swap_lease(None, LEASE)

@@ -1473,9 +1473,15 @@ class World:
         self.note(process, "DESCRIBED AS %s", metadata)
         process.tell(Described(metadata))
 
-    def ask_to_step_down(self, process: Process) -> None:
-        self.note(process, "ASKED TO STEP DOWN")
-        process.tell(StepDownAsked())
+    def ask_to_step_down(self, process: Process, to: str = "") -> None:
+        """For a node, by its name, or for anybody; for nobody who is refused."""
+        successor = ""
+        if to:
+            if process.core.no_successor(to) is not None:
+                return
+            successor = process.core.records[to].incarnation
+        self.note(process, "ASKED TO STEP DOWN %s", to and "for " + to)
+        process.tell(StepDownAsked(successor))
 
     # ---- healing, and what must come of it
 
@@ -1792,7 +1798,8 @@ class Nemesis:
             self.world.at(late, self._boot_if_absent, process.name)
 
     def step_down(self) -> None:
-        self.world.ask_to_step_down(self._primary_or_anybody())
+        to = self.dice.pick(self._names) if self.dice.chance(0.5) else ""
+        self.world.ask_to_step_down(self._primary_or_anybody(), to)
 
     def describe(self) -> None:
         metadata = '{"load":%d}' % int(self.dice.roll() * 100)

@@ -90,7 +90,7 @@ def test_the_one_with_the_highest_priority_takes_over(lab):
     assert a.is_primary and a.cluster.nodes["c"].priority == 7
     a.stop()
     assert c.wait_for_primary(10)
-    assert lab.count("start") == 2
+    until(lambda: lab.count("start") == 2)
 
 
 def test_where_nobody_may_be_primary_status_says_why(lab):
@@ -107,3 +107,25 @@ def test_where_nobody_may_be_primary_status_says_why(lab):
     assert c.wait_for_primary(10)
     until(lambda: a.status()["primary"] == "c")
     assert "never becomes primary" in a.status()["why"]
+
+
+# ---- stepping down for somebody
+
+
+def test_the_role_is_handed_to_whom_it_was_meant_for(lab):
+    (a,) = lab.started("a")
+    b, c, d = lab.node("b", priority=9), lab.node("c"), lab.node("d", priority=None)
+    for control in (b, c, d):
+        control.start()
+    until(lambda: sum(n.is_active for n in a.cluster.nodes.values()) == 4)
+    for name, why in (("a", "this node"), ("d", "None"), ("x", "no member")):
+        with pytest.raises(ValueError) as caught:
+            a.step_down(to=name)
+        assert repr(name) in str(caught.value) and why in str(caught.value)
+    assert a.is_primary and not b.step_down(to="c")
+    until(lambda: a._runtime.core.no_successor("c") is None)
+    assert a.step_down(to="c")
+    assert c.wait_for_primary(10)
+    until(lambda: lab.count("start") == 2)
+    assert c.step_down()  # for anybody
+    assert b.wait_for_primary(10)

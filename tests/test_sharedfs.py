@@ -695,6 +695,24 @@ def test_foreign_files_in_a_register_without_value_do_not_block_the_first(share)
     assert [p.read_text() for p in kept] == ["precious"] * 3
 
 
+def test_lease_names_of_earlier_and_later_versions_are_understood(share):
+    backend = share.opened()
+    assert backend.swap_lease(None, LEASE)
+    path = only(share.lease)
+    assert path.name.endswith("_0_0_")
+    earlier = path.with_name(path.name[: -len("_0_0_")])
+    path.rename(earlier)
+    assert backend.read().lease == share.opened().read().lease == LEASE
+    new = lease(1, 2, roster=[B], successor=B, released=True)
+    assert backend.swap_lease(LEASE, new)
+    path = only(share.lease)
+    later = path.with_name(path.name + "_9_x")
+    path.rename(later)
+    assert backend.read().lease == new
+    assert backend.swap_lease(new, lease(1, 3))
+    assert only(share.lease).name == cluster._lease_name(lease(1, 3), -1)
+
+
 def test_a_register_blocked_by_what_has_the_name_of_a_value_says_so(share):
     backend = share.opened()
     share.lease.mkdir()

@@ -433,6 +433,82 @@ def test_a_primary_without_storage_hands_over_to_a_candidate_only():
     assert world.primary().name == "n3"
 
 
+# ---- stepping down for somebody
+
+
+def for_the_least_preferred(**plan):
+    """A primary n1 is to give way to n4, which would be the last to be elected."""
+    world = World(Plan(4, priorities=dict(n4=-1), **plan))
+    for name in ("n1", "n2", "n3", "n4"):
+        world.boot(name)
+        world.run(0.05)
+    world.wait_for(world.is_settled, 10 * D)
+    world.run(2 * D)
+    assert world.primary().name == "n1"
+    return world
+
+
+def test_the_named_successor_takes_over_at_once():
+    world = for_the_least_preferred()
+    world.ask_to_step_down(world.node("n1"), "n4")
+    assert wait_for_start(world, 1.0) < 0.06
+    assert world.primary().name == "n4"
+    world.ask_to_stop(world.node("n4"))  # and the wish is spent
+    assert wait_for_start(world, 1.0) < 0.06
+    assert world.primary().name == "n2"
+
+
+@pytest.mark.parametrize("channel", ["storage", "udp"])
+def test_the_wish_for_a_successor_needs_one_channel_only(channel):
+    world = for_the_least_preferred()
+    first = world.node("n1")
+    world.ask_to_step_down(first, "n4")
+    if channel == "udp":
+        world.mounts["n1"].holds = (Swap, Write)
+    else:
+        world.isolate("n1")
+    wait_for_start(world, D - 0.1)
+    assert world.primary().name == "n4"
+
+
+@pytest.mark.parametrize("mode", ["error", "hang"])
+def test_a_successor_that_does_not_claim_is_waited_for_and_then_another_may(mode):
+    world = for_the_least_preferred()
+    world.ask_to_step_down(world.node("n1"), "n4")
+    world.set_storage(mode, "n4")
+    took = wait_for_start(world, D + C)
+    assert D - H < took and world.primary().name in ("n2", "n3")
+
+
+def test_a_successor_that_dies_is_waited_for_no_longer_than_any_other():
+    names = ("n1", "n2", "n3", "n4")
+    world = for_the_least_preferred(pidfd=True, machines={name: "m" for name in names})
+    world.ask_to_step_down(world.node("n1"), "n4")
+    world.crash("n4")
+    assert wait_for_start(world, 1.0) < 0.06
+
+
+def test_nobody_steps_down_for_whom_cannot_take_over():
+    world = settled(4, priorities=dict(n2=None))
+    first = world.primary().core
+    world.crash("n3")
+    world.run(D + H)
+    world.boot("n5", start=False)
+    world.run(D)
+    expected = dict(
+        n1="this node", n2="priority is None", n3="no member", n5="no candidate"
+    )
+    for name, why in expected.items():
+        assert why in first.no_successor(name)
+    assert first.no_successor("n4") is None
+    world.isolate("n4")
+    world.run(D + 0.1)
+    assert first.no_successor("n4") in ("it is lost", "it is no member")
+    world.ask_to_step_down(world.primary(), "n4")
+    world.run(1.0)
+    assert world.primary().core is first
+
+
 def test_a_slow_stop_callback_delays_the_successor_and_does_not_meet_it():
     world = settled(long_callbacks=True, stop_callback=(6.0, 6.0))
     world.isolate(world.primary().name)

@@ -51,6 +51,9 @@ LEASES = st.builds(
     duration=SECONDS,
     freeze_limit=SECONDS,
     stop_timeout=SECONDS,
+    successor=IDS | st.just(""),
+    step_down=st.booleans(),
+    paused=st.booleans(),
 )
 RECORDS = st.builds(
     NodeRecord,
@@ -98,6 +101,7 @@ HEARTBEATS = st.builds(
     running=COUNTS,
     stopped=COUNTS,
     changed=st.booleans(),
+    successor=IDS | st.just(""),
 )
 SECRETS = st.binary(max_size=100)
 
@@ -107,6 +111,7 @@ BEAT = Heartbeat("a" * 16, "b" * 16, 5, 4)
 LONGEST = Heartbeat(
     "a" * 16, "b" * 16, TOP, TOP, TOP, TOP, "c" * 16,
     True, True, True, True, True, True, TOP, TOP, TOP, TOP, True,
+    "d" * 16,
 )  # fmt: skip
 
 
@@ -160,7 +165,12 @@ def test_an_unreadable_roster_is_unknown_and_not_empty():
     "field, value",
     [("holder", value) for value in NO_ID]
     + [(field, value) for field in ("term", "counter") for value in NO_COUNT]
-    + [(field, value) for field in ("started", "released") for value in (None, 0, "no")]
+    + [
+        (field, value)
+        for field in ("started", "released", "step_down", "paused")
+        for value in (None, 0, "no")
+    ]
+    + [("successor", value) for value in NO_ID if value != ""]
     + [
         (field, value)
         for field in ("duration", "freeze_limit", "stop_timeout")
@@ -173,7 +183,16 @@ def test_an_impossible_field_of_a_lease_is_named(field, value):
         Lease.from_dict(dict(as_stored(LEASE), **{field: value}))
 
 
-@pytest.mark.parametrize("field", set(Lease._fields) - {"roster"})
+def test_a_lease_of_an_earlier_version_names_no_successor_and_is_not_paused():
+    stored = as_stored(LEASE)
+    for field in Lease._field_defaults:
+        del stored[field]
+    assert Lease.from_dict(stored) == LEASE
+
+
+@pytest.mark.parametrize(
+    "field", sorted(set(Lease._fields) - {"roster"} - set(Lease._field_defaults))
+)
 def test_a_missing_field_of_a_lease_is_named(field):
     stored = as_stored(LEASE)
     del stored[field]
