@@ -1802,6 +1802,8 @@ LEAVE_TIME = 5.0  # seconds, at most, that leaving waits for the storage
 COMPLAINT_INTERVAL = 60.0  # seconds between two log lines of one complaint
 MAX_ABANDONED = 4  # storage calls that never returned, each with a thread of its own
 MAX_UNRECORDED = 1000  # peers that are known by hearsay alone
+MAX_HEARD_TERM = 2**40  # terms count seconds: above any clock, in storage or nowhere
+MAX_DENIED = 32  # leases that were heard of and are not, as remembered
 MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check interval
 
 
@@ -1930,6 +1932,10 @@ class Core:
         self._seen_at = now
         self._term_seen_at = now
         self._rolled_back_at: Optional[float] = None
+        # Hearsay: a lease newer than any read, its stamp and who told it first
+        self._hearsay: Tuple[Tuple[int, int], str] = ((0, 0), "")
+        self._denied: Deque[Tuple[int, int]] = collections.deque(maxlen=MAX_DENIED)
+        self._renewals_behind = 0  # seen in the storage, of an older lease than that
         # Claiming
         self._started_by_user = False
         self._claim_from: Optional[float] = None
@@ -2588,10 +2594,14 @@ class Core:
             self._roster_stale = True
 
     def _heard_lease(self, heartbeat: Heartbeat) -> None:
-        known = self.lease
         stamp = (heartbeat.term, heartbeat.counter)
+        if not self._is_possible(heartbeat.term):
+            return
         self._depose_too(heartbeat)
-        if known is not None and stamp <= known.stamp:
+        if heartbeat.sender == self._hearsay[1] and stamp < self._hearsay[0]:
+            self._deny_hearsay("who told of it does not know it")
+        known = self.lease
+        if stamp in self._denied or (known is not None and stamp <= known.stamp):
             return
         if known is None or heartbeat.term > known.term or heartbeat.released:
             self._read_wanted = True
@@ -2601,6 +2611,29 @@ class Core:
         self._see(self._lease_from(heartbeat, known))
         if len(self.peers) > MAX_UNRECORDED + len(self.records):
             self._forget_unrecorded()
+        self._hearsay = (stamp, heartbeat.sender)
+
+    def _is_possible(self, term: int) -> bool:
+        stored = self._stored.term if self._stored is not None else 0
+        return term <= max(MAX_HEARD_TERM, stored + 1)
+
+    def _deny_hearsay(self, why: str) -> None:
+        """A lease that heartbeats told of is not: forged ones, or a broken node's.
+
+        A genuine one must go on counting, as the register may have been wiped or
+        rolled back under its holder. But a node never knows less than it has told,
+        unless the register has shown it better; and where a holder renews an older
+        lease, it is the newest: at most one renewal of a former holder lands late.
+        """
+        stamp, _ = self._hearsay
+        self._hearsay = ((0, 0), "")
+        if self.lease is None or self.lease.stamp != stamp or self._held is not None:
+            return
+        text = "heartbeats told of a lease of term %d, which is not: %s"
+        self._say(logging.WARNING, text, stamp[0], why)
+        self._denied.append(stamp)
+        self.lease, self._rolled_back_at = self._stored, None
+        self._seen_at = self._term_seen_at = self._now
 
     def _depose_too(self, heartbeat: Heartbeat) -> None:
         """Waits for a holder that the register did not show when it was claimed.
@@ -2780,7 +2813,9 @@ class Core:
 
     def _take_lease(self, lease: Optional[Lease], began: float) -> None:
         """What a read that began then has found in the storage."""
-        self._stored = lease
+        before, self._stored = self._stored, lease
+        if lease is not None and lease.stamp >= self._hearsay[0]:
+            self._hearsay = ((0, 0), "")
         self._clear_doubt(lease)
         if self._held is not None:
             self._found(lease)
@@ -2794,13 +2829,18 @@ class Core:
         if not self._is_behind(lease):
             self._rolled_back_at = None
         elif self._rolled_back_at is None and began > self._seen_at:
-            self._rolled_back_at = self._now
+            self._rolled_back_at, self._renewals_behind = self._now, 0
             self._say(
                 logging.ERROR,
                 "the storage was %s: a lease of term %d stood there",
                 "wiped" if lease is None else "rolled back to an old copy",
                 self.lease.term if self.lease else 0,
             )
+        elif self._rolled_back_at is not None and before and lease:
+            same_term = lease.term == before.term
+            self._renewals_behind += same_term and lease.counter > before.counter
+            if self._renewals_behind == 2:
+                self._deny_hearsay("an older one is in force")
         if self._release is not None:
             self._check_release(lease)
 

@@ -1,7 +1,8 @@
 """Drives many real decision cores through virtual time, from a seed.
 
     python tests/simulator.py --seeds 2000 --first 0 [--jobs 2] [--seconds 240]
-    python tests/simulator.py --replay SEED [--verbose]
+        [--family wipes]
+    python tests/simulator.py --replay SEED [--family ...] [--verbose]
     python tests/simulator.py --loss 0.5 [--hours 4]
 
 Only the edges are replaced: clock, network, storage, the callback thread and the
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import heapq
 import itertools
 import multiprocessing
@@ -188,9 +190,10 @@ class Plan:
             setattr(self, key, value)
 
     @classmethod
-    def random(cls, dice: Dice) -> "Plan":
+    def random(cls, dice: Dice, family: Optional[str] = None) -> "Plan":
         plan = cls(dice.pick((1, 2, 2, 3, 3, 3, 3, 4, 4, 5)))
-        plan.family = dice.weighted(FAMILIES)
+        rolled = dice.weighted(FAMILIES)
+        plan.family = family or rolled
         plan._roll_timings(dice)
         plan._roll_hosts(dice)
         plan._roll_weather(dice)
@@ -1864,9 +1867,10 @@ def run_seed(
     core_class: Any = None,
     say: Optional[Callable[[str], None]] = None,
     verbose: bool = False,
+    family: Optional[str] = None,
 ) -> Result:
     """One random run: faults, healing, the end."""
-    plan = Plan.random(Dice(seed * 2 + 1))
+    plan = Plan.random(Dice(seed * 2 + 1), family)
     world = World(plan, seed * 2, core_class, say, verbose)
     if say is not None:
         say("seed %d: %s, %s" % (seed, plan.family, plan.common))
@@ -1925,7 +1929,8 @@ def measure_losses(
 class Tally:
     """Adds up results, and prints those that matter at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: Optional[str] = None) -> None:
+        self.options = " --family %s" % family if family else ""
         self.failed: List[int] = []
         self.done = self.starts = 0
         self.excused: "collections.Counter[str]" = collections.Counter()
@@ -1944,7 +1949,8 @@ class Tally:
         if result.broken:
             self.failed.append(result.seed)
             print("seed %d (%s) BROKE %s" % (result.seed, result.family, result.text))
-            print("    python tests/simulator.py --replay %d" % result.seed, flush=True)
+            again = "    python tests/simulator.py --replay %d%s"
+            print(again % (result.seed, self.options), flush=True)
 
     def report(self) -> None:
         took = max(time.time() - self.began, 1e-9)
@@ -1957,23 +1963,26 @@ class Tally:
         for excuse, count in sorted(self.excused.items()):
             print("%d overlaps excused: %s" % (count, excuse))
         print("%d failed %s" % (len(self.failed), self.failed or ""))
-        print("go on with --first %d" % self.next_seed)
+        print("go on with --first %d%s" % (self.next_seed, self.options))
 
 
-def run_range(first: int, seeds: int, jobs: int, seconds: float) -> Tally:
+def run_range(
+    first: int, seeds: int, jobs: int, seconds: float, family: Optional[str] = None
+) -> Tally:
     """Runs a range of seeds in order, for so many seconds at most."""
-    tally = Tally()
+    tally = Tally(family)
+    run = functools.partial(run_seed, family=family)
     numbers = range(first, first + seeds)
     if jobs <= 1:
         for seed in numbers:
-            tally.add(run_seed(seed))
+            tally.add(run(seed))
             if time.time() > tally.began + seconds:
                 break
         return tally
     batch = 32 * jobs  # so that there is nothing to be broken off in the end
     with multiprocessing.Pool(jobs) as pool:
         for start in range(0, seeds, batch):
-            for result in pool.map(run_seed, numbers[start : start + batch], 4):
+            for result in pool.map(run, numbers[start : start + batch], 4):
                 tally.add(result)
             if time.time() > tally.began + seconds:
                 break
@@ -2001,6 +2010,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="where to begin")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=1e9, help="at most")
+    parser.add_argument("--family", choices=sorted(FAMILIES), help="only this one")
     parser.add_argument("--replay", type=int, metavar="SEED", help="print one run")
     parser.add_argument("--verbose", action="store_true", help="with every packet")
     parser.add_argument("--loss", type=float, help="only lose this share of packets")
@@ -2009,10 +2019,14 @@ def main() -> int:
     if options.loss is not None:
         return report_losses(options.loss, options.hours, options.first)
     if options.replay is not None:
-        result = run_seed(options.replay, say=print, verbose=options.verbose)
+        result = run_seed(
+            options.replay, None, print, options.verbose, options.family
+        )
         print(result.text)
         return 1 if result.broken else 0
-    tally = run_range(options.first, options.seeds, options.jobs, options.seconds)
+    tally = run_range(
+        options.first, options.seeds, options.jobs, options.seconds, options.family
+    )
     tally.report()
     return 1 if tally.failed else 0
 

@@ -12,7 +12,7 @@ import pytest
 
 import cluster
 import simulator
-from cluster import NodeRecord, Swap, Write
+from cluster import Heard, Heartbeat, NodeRecord, Swap, Write
 from simulator import Broken, Plan, World, run_seed, timings
 
 SECONDS = float(os.environ.get("CLUSTER_SIM_SECONDS", "20"))
@@ -982,6 +982,68 @@ def the_end_of_an_outage(core):
         raise Broken("liveness", "the end of an outage is no reason to hand over")
 
 
+def forge(world, sender, ahead, counter, holder="f" * 16):
+    """Tells all but the sender of a lease that is not, in the sender's name."""
+    term = world.store.lease.term + ahead
+    for target in world.alive:
+        if target is not sender:
+            peer = target.core.peers[sender.incarnation]
+            target.tell(Heard(Heartbeat(
+                sender.incarnation, target.incarnation, peer.newest + 1,
+                target.core._sent, term, counter, holder, started=True,
+            ), sender.address))  # fmt: skip
+
+
+FORGED = [(2**62, 1), (2**39, 1), (1, 1), (0, 2**40)]
+
+
+def a_forged_term_and_a_living_primary(core):
+    """Neither does anybody depose it, nor does the freeze end."""
+    for ahead, counter in FORGED:
+        for who in ("dead", "member", "primary"):
+            world = settled(4, core=core)
+            sender = {"primary": world.primary(), "member": world.others()[0],
+                      "dead": world.others()[1]}[who]  # fmt: skip
+            if who == "dead":
+                world.crash(sender.name)
+                world.run(2 * D)
+            for _ in range(3):
+                forge(world, sender, ahead, counter)
+                world.run(H / 3)
+            world.run(4 * C)
+            world.set_storage("error")
+            world.run(2 * D)
+            world.set_storage("ok")
+            world.run(2 * (D + L + COMMON.freeze_limit))
+            known = {p.core.known_primary() for p in world.alive}
+            if starts(world) > 1 or known != {world.primary().incarnation}:
+                raise Broken("liveness", "deposed by hearsay of %s" % who)
+
+
+def a_forged_term_and_a_primary_that_dies(core):
+    for ahead, counter in FORGED:
+        world = settled(4, core=core)
+        term = world.store.lease.term
+        sender = world.others()[0]
+        forge(world, sender, ahead, counter)
+        world.crash(world.primary().name)
+        wait_for_start(world, D + L)
+        if world.store.lease.term >= term + 2**38:
+            raise Broken("liveness", "a term from nowhere")
+        world.settle()
+
+
+def an_impossible_term_in_the_name_of_the_dead(core):
+    world = settled(4, core=core)
+    sender = world.others()[0]
+    world.crash(sender.name)
+    world.run(2 * D)
+    forge(world, sender, 2**62, 1)
+    world.crash(world.primary().name)
+    wait_for_start(world, D + L)
+    world.settle()
+
+
 def half_of_all_packets_lost(core):
     found = simulator.measure_losses((1, 3, 2, 1), 0.5, 600, core_class=core)
     if found.false:
@@ -1212,6 +1274,16 @@ class ClaimsOnlyOnce(cluster.Core):
             super()._claim_or_read(lease)
 
 
+class BelievesAllItHears(cluster.Core):
+    def _deny_hearsay(self, why):
+        pass
+
+
+class BelievesAnyTerm(cluster.Core):
+    def _is_possible(self, term):
+        return True
+
+
 class AsksTooSeldom(cluster.Core):
     def __init__(self, timings, *rest):
         super().__init__(timings, *rest)
@@ -1267,6 +1339,9 @@ BITES = [
      a_cut_off_claimant_that_cannot_read_the_roster, "liveness"),
     (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
     (ClaimsOnlyOnce, one_claim_that_fails, "liveness"),
+    (BelievesAllItHears, a_forged_term_and_a_living_primary, "liveness"),
+    (BelievesAllItHears, a_forged_term_and_a_primary_that_dies, "liveness"),
+    (BelievesAnyTerm, an_impossible_term_in_the_name_of_the_dead, "liveness"),
     (AsksTooSeldom, half_of_all_packets_lost, "liveness"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
@@ -1280,7 +1355,7 @@ def test_the_shipped_core_survives(schedule):
 
 
 @pytest.mark.parametrize("core, schedule, promises", BITES,
-                         ids=[case[0].__name__ for case in BITES])  # fmt: skip
+                         ids=["%s-%s" % (c[0].__name__, c[1].__name__) for c in BITES])  # fmt: skip
 def test_the_simulator_catches_a_core_that(core, schedule, promises):
     with pytest.raises(Broken) as caught:
         schedule(core)
