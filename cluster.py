@@ -121,6 +121,7 @@ MAX_RECORD = 64 * 1024  # bytes of a stored record; what is longer is not read
 MAX_METADATA = 1024  # bytes of a node's metadata, as JSON
 MAX_PACKET = 512  # bytes of a heartbeat; below every network's smallest MTU
 MIN_LEASE = 0.3  # seconds; below, a loaded machine's scheduling alone loses it
+MIN_FAILOVER = 1.0  # seconds; below, a late write or a busy machine looks like a death
 CLOCK_MARGIN = 0.02  # by which share the rates of two monotonic clocks may differ
 FOREVER = math.inf
 
@@ -1900,9 +1901,15 @@ class Core:
     """
 
     def __init__(
-        self, timings: Timings, record: NodeRecord, now: float, first_term: int
+        self,
+        timings: Timings,
+        record: NodeRecord,
+        now: float,
+        first_term: int,
+        heeds_versions: bool = True,
     ) -> None:
         self.timings = timings
+        self._heeds_versions = heeds_versions
         self._lost_after = timings.detection_time  # asked for at every turn
         self._ask_interval = timings.ask_interval
         self.record = record
@@ -2476,7 +2483,7 @@ class Core:
 
     def _check_versions(self) -> None:
         own = self.record.version
-        if own is None or self._leaving:
+        if own is None or self._leaving or not self._heeds_versions:
             return
         for peer in self.peers.values():
             theirs = peer.record.version if peer.record else None
@@ -4451,49 +4458,110 @@ class _StorageWorker:
 
 
 class _CallbackWorker:
-    """The callback thread: the application's callbacks, one at a time, in order."""
+    """The callback thread: the application's callbacks, one at a time, in order.
+
+    Two queues: what became of this node as primary goes before news of others, which
+    delay it by no more than the one that runs.
+    """
 
     def __init__(
         self,
-        callbacks: Dict[str, Optional[Callable[[], object]]],
+        callbacks: Dict[str, Optional[Callable[..., object]]],
         may_start: Callable[[int], bool],
         post: Callable[[Event], None],
     ) -> None:
         self._callbacks = callbacks
         self._may_start = may_start
         self._post = post
-        self._queue: "queue.SimpleQueue[Optional[RunCallback]]" = queue.SimpleQueue()
+        self._actions: Deque[RunCallback] = collections.deque()
+        self._news: Deque[Tuple[str, Tuple[ClusterNode, ...]]] = collections.deque()
+        self._wakes: "queue.SimpleQueue[bool]" = queue.SimpleQueue()
+        self._changed_waits = self._closing = False
         self.thread = threading.Thread(
             target=self._run, name="cluster-callbacks", daemon=True
         )
         self.thread.start()
 
     def submit(self, action: RunCallback) -> None:
-        self._queue.put(action)
+        self._actions.append(action)
+        self._wakes.put(True)
+
+    def tell(self, kind: str, *node: "ClusterNode") -> None:
+        """Queues a callback that has no part in primacy. One `changed` tells all."""
+        if kind == "changed":
+            if self._changed_waits:
+                return
+            self._changed_waits = True
+        self._news.append((kind, node))
+        self._wakes.put(True)
 
     def close(self) -> None:
-        self._queue.put(None)
+        """Ends the thread after the actions; news that still wait are not told."""
+        self._closing = True
+        self._wakes.put(False)
 
     def _run(self) -> None:
-        while True:
-            action = self._queue.get()
-            if action is None:
-                return
-            self._post(self._call(action))
+        while self._wakes.get():
+            if self._actions:
+                self._post(self._call(self._actions.popleft()))
+            elif not self._closing:
+                kind, node = self._news.popleft()
+                if kind == "changed":  # before it looks: what changes later is news
+                    self._changed_waits = False
+                self._guarded(kind, *node)
 
     def _call(self, action: RunCallback) -> CallbackEnded:
         kind, term = action
         # Asked at the last instant: the lease may have run out in the queue
         if kind == "start" and not self._may_start(term):
             return CallbackEnded(kind, term, skipped=True)
+        return CallbackEnded(kind, term, error=self._guarded(kind))
+
+    def _guarded(self, kind: str, *arguments: object) -> Optional[str]:
+        """Runs a callback, if there is one, and returns what it raised."""
         callback = self._callbacks[kind]
         try:
             if callback is not None:
-                callback()
+                callback(*arguments)
         except BaseException as error:  # SystemExit too: it would end this thread
             log.exception("the %s callback raised", kind)
-            return CallbackEnded(kind, term, error=repr(error))
-        return CallbackEnded(kind, term)
+            return repr(error)
+        return None
+
+
+class _Observer:
+    """Notices, between two steps of the core, what applications want to be told."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self._kinds = frozenset(kinds) & {"node_joined", "node_left", "changed"}
+        self._alive: Dict[str, ClusterNode] = {}
+        self._state: Tuple[object, ...] = (None, True, frozenset())
+
+    def look(self, runtime: "_Runtime") -> List[Tuple[Any, ...]]:
+        """The news since the last look, in order; with the runtime's lock held."""
+        if not self._kinds:
+            return []
+        core = runtime.core
+        news: List[Tuple[Any, ...]] = []
+        alive = {r.incarnation for r in core.records.values() if core.is_alive(r)}
+        if alive != self._alive.keys():
+            news += self._comings_and_goings(alive, _build_cluster(runtime))
+        works = core.storage_state() == "ok"
+        state = core.known_primary(), works, core.active()
+        if state != self._state:
+            self._state = state
+            news.append(("changed",))
+        return [item for item in news if item[0] in self._kinds]
+
+    def _comings_and_goings(
+        self, alive: Set[str], cluster: "Cluster"
+    ) -> List[Tuple[Any, ...]]:
+        left = [node for id, node in self._alive.items() if id not in alive]
+        nodes = [node for node in cluster.nodes.values() if node.id in alive]
+        joined = [node for node in nodes if node.id not in self._alive]
+        self._alive = {node.id: node for node in nodes}
+        news: List[Tuple[Any, ...]] = [("node_left", node) for node in left]
+        return news + [("node_joined", node) for node in joined]
 
 
 class _Runtime:
@@ -4507,6 +4575,8 @@ class _Runtime:
         self.changed = threading.Condition()
         self.primacy: Tuple[int, float] = (0, -FOREVER)
         self.fallen = 0  # a term whose end some reader has been told of
+        self.pid = os.getpid()
+        self.watchers: Set[Callable[[], object]] = set()  # as `changed`, for coroutines
         self.join_error: Optional[str] = None
         self.joined = False
         self.ended = False
@@ -4532,18 +4602,19 @@ class _Runtime:
         self.recent: Deque[Tuple[float, str]] = collections.deque(maxlen=_RECENT)
         self._trip_limit = _Limit()
         first_term = int(time.time())
-        self.core = Core(control.timings, record, _clock(), first_term)
+        self.core: Core = Core(
+            control.timings, record, _clock(), first_term,
+            heeds_versions=control.version_policy == "newest",
+        )  # fmt: skip
         self._coroner = _Coroner(record, enabled=control.same_host_proof)
         self._polled_at = -FOREVER
         self._abandoned = False
         self.storage = _StorageWorker(
             control.storage_backend, control.cluster_name, self.post
         )
-        callbacks = {
-            "start": control.start_primary_callback,
-            "stop": control.stop_primary_callback,
-            "exit": control.exit_callback,
-        }
+        callbacks = control._callbacks()
+        self._observer = _Observer(kind for kind, call in callbacks.items() if call)
+        self._news: List[Tuple[Any, ...]] = []
         self.callbacks = _CallbackWorker(callbacks, self._may_start, self.post)
         self.thread = threading.Thread(
             target=self._run, name="cluster-heartbeat", daemon=True
@@ -4598,7 +4669,8 @@ class _Runtime:
         term, deadline = self.primacy
         if term and term != self.fallen:
             if _clock() < deadline:
-                return term
+                # Not every fork runs the hook that ends the copy: uWSGI's does not
+                return term if os.getpid() == self.pid else 0
             # Once told, it stays so: a later vouch must not bring the term back
             self.fallen = term
         return 0
@@ -4652,6 +4724,8 @@ class _Runtime:
             events = []
             for action in actions:
                 self._carry_out(action, events)
+            for news in self._news:
+                self.callbacks.tell(*news)
             if not events:
                 return
 
@@ -4667,12 +4741,22 @@ class _Runtime:
             actions = self._guarded_step(events)
             self.primacy = core.primacy
             after = core.primacy[0], core.role, core.record.stopped_term
+            self._news = self._observer.look(self)
             if before != after:
-                self.changed.notify_all()
+                self._notify()
         if core.cluster_id is not None and core.cluster_id != self._tag_of:
             self._tag_of = core.cluster_id
             self._tag = _cluster_tag(self._control.cluster_name, core.cluster_id)
         return actions
+
+    def _notify(self) -> None:
+        """With the lock held: wakes all who wait for a change."""
+        self.changed.notify_all()
+        for watcher in self.watchers:
+            try:
+                watcher()
+            except RuntimeError:  # its event loop was closed meanwhile
+                pass
 
     def _guarded_step(self, events: List[Event]) -> List[Action]:
         heard = [event for event in events if isinstance(event, Heard)]
@@ -4730,7 +4814,7 @@ class _Runtime:
         with self.changed:
             self.joined, self.join_error = error is None, error
             self.ended = self.ended or error is not None
-            self.changed.notify_all()
+            self._notify()
         if error is not None:
             log.error("%s: %s", self._control.node_name, error)
 
@@ -4806,7 +4890,7 @@ class _Runtime:
         with self.changed:
             self.ended = True
             self.primacy = (0, -FOREVER)
-            self.changed.notify_all()
+            self._notify()
         for fd in list(self._watched):
             self._unwatch(fd)
         self._selector.close()
@@ -5147,6 +5231,7 @@ def _page_row(member: Dict[str, Any]) -> str:
 # What applications use: the control
 # --------------------------------------------------------------------------------
 
+_DEFAULT_SETTINGS = (1, 5, 5, 2)  # H, T, M, C, where none is given
 _controls: "weakref.WeakSet[ClusterControl]" = weakref.WeakSet()
 
 
@@ -5190,6 +5275,27 @@ def _make_timings(
             timeout, interval,
         )  # fmt: skip
     return timings._replace(lease_duration=_check_lease(timings, lease_duration))
+
+
+def _settings_for(
+    failover_time: Any, given: Tuple[Any, Any, Any, Any]
+) -> Tuple[Any, Any, Any, Any]:
+    """H, T, M, C with D = 0.9 of failover_time: the rest is for the takeover itself.
+
+    Returns `given`, which is the same four, where there is no failover_time.
+    """
+    if failover_time is None:
+        return given
+    seconds = _seconds("failover_time", failover_time)
+    if given != _DEFAULT_SETTINGS:
+        raise ValueError(
+            "failover_time (%g s) takes the place of hb_interval, hb_timeout, "
+            "hb_missed_count and check_interval; give it or them, not both" % seconds
+        )
+    if seconds < MIN_FAILOVER:
+        text = "failover_time (%g s) must be %g s or more"
+        raise ValueError(text % (seconds, MIN_FAILOVER))
+    return 0.09 * seconds, 0.54 * seconds, 3, 0.18 * seconds
 
 
 def _check_lease(timings: Timings, lease_duration: Any) -> float:
@@ -5321,14 +5427,38 @@ class ClusterControl:
             which `health_address` tells; None, the default, opens none.
         health_host: the address to bind for it. Whoever reaches it can read the
             cluster's names and addresses; so by default only this host can.
+        failover_time: seconds within which another node is primary when the
+            primary's host dies, from 1. Takes the place of hb_interval, hb_timeout,
+            hb_missed_count and check_interval, which are made from it: 0.09, 0.54,
+            3 and 0.18 of it, so that the detection time is 0.9 of it.
+        version_policy: "newest", or "ignore": this node stays whatever the others'
+            versions are. Give it on all nodes: those with "newest" heed all others.
+        node_joined_callback: called with a `ClusterNode` for each other node that is
+            alive in the cluster: was heard, or appeared while this one watched.
+        node_left_callback: called with a `ClusterNode` that has left, or is lost. A
+            node that comes back joins anew; its `id` tells whether it is the same.
+        changed_callback: called when another node (or nobody) is primary, the
+            storage fails or works again, or another set of nodes is active. Several
+            changes may be one call: look at `cluster` or `status()`.
+        enabled: False makes a control that takes no part: it starts no thread, needs
+            no storage, and is never primary.
 
     Raises:
         ValueError: a setting that cannot work; names the values and the rule.
 
     Thread:
         All methods may be called from any thread. Callbacks are called on one
-        thread of their own, one at a time, without arguments; what they raise is
-        logged. They may call everything but `join` and `leave_cluster`.
+        thread of their own, one at a time; what they raise is logged. They may call
+        everything but `join` and `leave_cluster`. The start, stop and exit callbacks
+        go first: those of nodes and changes delay them by the one that runs just
+        then, so keep them short, within the stop budget. What of these is still
+        queued when the node ends is not called.
+
+    Fork:
+        A control that was not started before a fork works in each child, as a node
+        of its own (give no node_name and no hb_port: the second child with the same
+        ones is refused). One that was started stays the parent's: in the child it is
+        never primary, and `start` raises RuntimeError.
 
     Not guaranteed:
         A process that is kept from running (stopped, suspended, starved) past
@@ -5363,32 +5493,50 @@ class ClusterControl:
         priority: Optional[int] = 0,
         health_port: Optional[int] = None,
         health_host: str = "127.0.0.1",
+        failover_time: Optional[float] = None,
+        version_policy: str = "newest",
+        node_joined_callback: Optional[Callable[[ClusterNode], object]] = None,
+        node_left_callback: Optional[Callable[[ClusterNode], object]] = None,
+        changed_callback: Optional[Callable[[], object]] = None,
+        enabled: bool = True,
     ) -> None:
+        self.enabled = bool(enabled)
         self.cluster_name = _check_name("cluster_name", cluster_name)
+        self._unnamed = not node_name
         self.node_name = _check_name("node_name", node_name or _default_node_name())
         self.host_name = host_name or "0.0.0.0"
         if not _is_int(hb_port, 0, 65535):
             raise ValueError("hb_port must be 0 to 65535, not %r" % (hb_port,))
         self.hb_port = hb_port
+        settings = hb_interval, hb_timeout, hb_missed_count, check_interval
         self.timings = _make_timings(
-            hb_interval, hb_timeout, hb_missed_count, check_interval,
+            *_settings_for(failover_time, settings),
             lease_duration, freeze_limit, stop_timeout,
         )  # fmt: skip
         """All durations of this node, as they were checked."""
+        if storage_backend is None and not self.enabled:
+            storage_backend = StorageBackend()  # never asked for anything
         if not isinstance(storage_backend, StorageBackend):
             text = "storage_backend must be a StorageBackend, such as %s, not %r"
             raise ValueError(
                 text % ("SharedFsStorageBackend('/shared/folder')", storage_backend)
             )
         self.storage_backend: StorageBackend = storage_backend
-        for callback in (start_primary_callback, stop_primary_callback, exit_callback):
-            if callback is not None and not callable(callback):
-                raise ValueError("a callback must be callable, not %r" % (callback,))
         if own_version is not None and not isinstance(own_version, str):
             raise ValueError("own_version must be a text, not %r" % (own_version,))
+        if version_policy not in ("newest", "ignore"):
+            text = "version_policy must be 'newest' or 'ignore', not %r"
+            raise ValueError(text % (version_policy,))
+        self.version_policy = version_policy
         self.start_primary_callback = start_primary_callback
         self.stop_primary_callback = stop_primary_callback
         self.exit_callback = exit_callback
+        self.node_joined_callback = node_joined_callback
+        self.node_left_callback = node_left_callback
+        self.changed_callback = changed_callback
+        for callback in self._callbacks().values():
+            if callback is not None and not callable(callback):
+                raise ValueError("a callback must be callable, not %r" % (callback,))
         self.own_version = own_version
         self.same_host_proof = bool(same_host_proof)
         self.advertise_host = _check_advertised(advertise_host)
@@ -5408,7 +5556,18 @@ class ClusterControl:
         self._runtime: Optional[_Runtime] = None
         self._started = self._stopped = self._forked = False
         self._guard = threading.Lock()
+        self._pid = os.getpid()
         _controls.add(self)
+
+    def _callbacks(self) -> Dict[str, Optional[Callable[..., object]]]:
+        return {
+            "start": self.start_primary_callback,
+            "stop": self.stop_primary_callback,
+            "exit": self.exit_callback,
+            "node_joined": self.node_joined_callback,
+            "node_left": self.node_left_callback,
+            "changed": self.changed_callback,
+        }
 
     def __repr__(self) -> str:
         return "<ClusterControl %r of %r>" % (self.node_name, self.cluster_name)
@@ -5422,6 +5581,37 @@ class ClusterControl:
         self.stop()
         self.join()
         leave_cluster(self)
+
+    async def __aenter__(self) -> "ClusterControl":
+        import asyncio
+
+        cancelled = threading.Event()
+
+        def enter() -> None:
+            self.__enter__()
+            if cancelled.is_set():  # nobody else would stop it
+                self.stop()
+
+        joining = asyncio.get_running_loop().run_in_executor(None, enter)
+        try:
+            await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            cancelled.set()
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        import asyncio
+
+        self.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self.__exit__)
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a ClusterControl cannot be pickled or copied, since it owns threads and "
+            "a socket: make one in each process"
+        )
 
     # ---- running
 
@@ -5437,6 +5627,9 @@ class ClusterControl:
                 nothing was started.
         """
         self._refuse_fork()
+        if not self.enabled:
+            log.info("%s: is disabled, and takes no part", self.node_name)
+            return
         if self._stopped:
             raise RuntimeError("a stopped control cannot be started; make a new one")
         runtime = self._launch()
@@ -5471,10 +5664,18 @@ class ClusterControl:
         if health is not None:
             health.close()
 
+    def _own_runtime(self) -> Optional[_Runtime]:
+        """None before the start, and in a child of the process that started it."""
+        if self._pid != os.getpid():
+            self._after_fork_in_child()
+        return None if self._forked else self._runtime
+
     def _refuse_fork(self) -> None:
+        self._own_runtime()
         if self._forked:
             raise RuntimeError(
-                "this control belongs to the parent process; make a new one after fork"
+                "this control was started before the fork and belongs to the parent "
+                "process; start it (or make one) in the child"
             )
 
     def stop(self) -> None:
@@ -5483,8 +5684,8 @@ class ClusterControl:
         Returns at once; `join` waits. May be called in a callback, more than once,
         and on a control that does not run.
         """
-        runtime = self._runtime
-        if runtime is not None and not self._forked:
+        runtime = self._own_runtime()
+        if runtime is not None:
             self._stopped = True
             runtime.post(StopAsked())
 
@@ -5498,8 +5699,8 @@ class ClusterControl:
             RuntimeError: called in a callback, which would wait for itself.
         """
         self._refuse_callback("join()")
-        runtime, health = self._runtime, self._health
-        if runtime is None or self._forked:
+        runtime, health = self._own_runtime(), self._health
+        if runtime is None:
             return
         deadline = FOREVER if timeout is None else _clock() + timeout
         threads = [runtime.thread, runtime.callbacks.thread]
@@ -5510,14 +5711,14 @@ class ClusterControl:
             runtime.storage.thread.join(max(0.0, min(1.0, deadline - _clock())))
 
     def _refuse_callback(self, what: str) -> None:
-        runtime = self._runtime
+        runtime = self._own_runtime()
         if runtime and threading.current_thread() is runtime.callbacks.thread:
             raise RuntimeError("%s in a callback would wait for itself" % what)
 
     def is_alive(self) -> bool:
         """True from start() (or join_cluster) until the node has stopped."""
-        runtime = self._runtime
-        return runtime is not None and not self._forked and runtime.thread.is_alive()
+        runtime = self._own_runtime()
+        return runtime is not None and runtime.thread.is_alive()
 
     # ---- primacy
 
@@ -5543,16 +5744,91 @@ class ClusterControl:
         """Waits until *this* node is the primary; its start callback follows at once.
 
         Returns:
-            True if it is; False after `timeout` seconds, or if the node has ended.
+            True if it is; False after `timeout` seconds, or if the node has ended;
+            at once where it was not started, or is disabled.
         """
-        runtime = self._runtime
-        if runtime is None or self._forked:
+        runtime = self._own_runtime()
+        if runtime is None:
             return False
         with runtime.changed:
             runtime.changed.wait_for(
                 lambda: runtime.ended or runtime.term() != 0, timeout
             )
         return runtime.term() != 0
+
+    async def wait_for_primary_async(self, timeout: Optional[float] = None) -> bool:
+        """As `wait_for_primary`, for coroutines: needs no thread, can be cancelled."""
+        import asyncio
+
+        runtime = self._own_runtime()
+        if runtime is None:
+            return False
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        watcher = functools.partial(loop.call_soon_threadsafe, changed.set)
+
+        async def wait() -> None:
+            while not runtime.ended and not runtime.term():
+                await changed.wait()
+                changed.clear()
+
+        with runtime.changed:
+            runtime.watchers.add(watcher)
+        try:
+            await asyncio.wait_for(wait(), timeout)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            with runtime.changed:
+                runtime.watchers.discard(watcher)
+        return runtime.term() != 0
+
+    def assert_primary(self) -> int:
+        """The term, for a function that must not begin elsewhere than on the primary.
+
+        Raises:
+            NotPrimaryError: this node is not the primary.
+        """
+        term = self.term
+        if not term:
+            text = "node %r is not the primary of cluster %r"
+            raise NotPrimaryError(text % (self.node_name, self.cluster_name))
+        return term
+
+    def primary_only(
+        self, function: Optional[Callable[..., Any]] = None, *, raises: bool = False
+    ) -> Callable[..., Any]:
+        """Decorates a function, or a coroutine function, to run on the primary alone.
+
+            @control.primary_only
+            def poll_mailbox(): ...
+
+        Asked at each call, when it begins: what runs longer asks `is_primary`
+        itself, or hands `term` along.
+
+        Args:
+            function: what to call on the primary.
+            raises: elsewhere NotPrimaryError is raised; by default nothing is
+                done, and None is returned.
+        """
+        if function is None:
+            return functools.partial(self.primary_only, raises=raises)
+        from inspect import iscoroutinefunction
+
+        call = function
+
+        def may_run() -> bool:
+            return bool(self.assert_primary() if raises else self.is_primary)
+
+        @functools.wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs) if may_run() else None
+
+        @functools.wraps(call)
+        async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+            return await call(*args, **kwargs) if may_run() else None
+
+        return async_wrapper if iscoroutinefunction(call) else wrapper
 
     def step_down(self, to: Optional[str] = None) -> bool:
         """Hands over: stops being the primary, and stays a member.
@@ -5572,7 +5848,7 @@ class ClusterControl:
             ValueError: `to` is no active member, is lost, or is no candidate; names
                 it and why. This node is the primary as before.
         """
-        runtime, term = self._runtime, self.term
+        runtime, term = self._own_runtime(), self.term
         if runtime is None or not term:
             return False
         successor = ""
@@ -5611,14 +5887,15 @@ class ClusterControl:
         text = _metadata_text(metadata)
         with self._guard:  # a runtime that is being made has read the old one
             self._metadata = text
-            if self._runtime is not None and not self._forked:
-                self._runtime.post(Described(text))
+            runtime = self._own_runtime()
+            if runtime is not None:
+                runtime.post(Described(text))
 
     @property
     def cluster(self) -> Cluster:
         """The members as this node knows them now: a copy."""
-        runtime = self._runtime
-        if runtime is None or self._forked:
+        runtime = self._own_runtime()
+        if runtime is None:
             return Cluster({}, [], None, None)
         with runtime.changed:
             return _build_cluster(runtime)
@@ -5633,6 +5910,30 @@ class ClusterControl:
     def cluster_version(self) -> Optional[str]:
         """The highest version among the nodes that are alive in the cluster."""
         return self.cluster.version
+
+    def owner_of(self, key: Union[str, bytes]) -> Optional[ClusterNode]:
+        """The member that this key falls to: shares work out without a coordinator.
+
+        Every active member gets an equal share of the keys. When one comes or goes,
+        only the keys move that it gets or had; a name keeps its keys over a restart.
+
+        Returns:
+            An active member; None while this node is no member, or there is no
+            primary that has admitted anybody.
+
+        Not guaranteed:
+            That two nodes agree at once: after a change they may differ until both
+            have seen it, up to the detection time. For what must be done by one
+            alone there is the primary.
+        """
+        from hashlib import sha256
+
+        data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        cluster = self.cluster
+        active = [node for node in cluster.nodes.values() if node.is_active]
+        if cluster.own_node is None or not active:
+            return None
+        return max(active, key=lambda n: sha256(n.name.encode() + b"\0" + data).digest())
 
     def status(self) -> Dict[str, Any]:
         """What this node knows, for people and monitoring; can be made JSON.
@@ -5649,14 +5950,16 @@ class ClusterControl:
             `name`, `address`, `version`, `priority`, `metadata`, `primary`, `active`,
             `lost`, `silence` (seconds since it was heard, or None).
         """
-        runtime = self._runtime
+        runtime = self._own_runtime()
         status: Dict[str, Any] = {
             "cluster": self.cluster_name, "node": self.node_name,
             "version": self.own_version, "alive": self.is_alive(),
             "is_primary": self.is_primary, "term": self.term,
         }  # fmt: skip
-        if runtime is None or self._forked:
+        if runtime is None:
             why = "it belongs to the parent process" if self._forked else "not started"
+            if not self.enabled:
+                why = "it is disabled"
             return dict(
                 status, address=None, role="stopped", lease_left=0.0, primary=None,
                 why=why, why_none=None, since=0.0, storage="unknown",
@@ -5686,13 +5989,17 @@ class ClusterControl:
     # ---- after a fork
 
     def _after_fork_in_child(self) -> None:
-        self._forked = True
+        """What was not started yet is a node of its own; what was is the parent's."""
+        self._pid = os.getpid()
         self._guard = threading.Lock()
         if self._health is not None:
             self._health.close_in_child()
             self._health = None
         if self._runtime is not None:
+            self._forked = True
             self._runtime.close_in_child()
+        elif self._unnamed:
+            self.node_name = _default_node_name()
 
 
 def _member_status(node: ClusterNode, lost: bool, now: float) -> Dict[str, Any]:
@@ -5723,6 +6030,8 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
         RuntimeError: the control was stopped.
     """
     ctrl._refuse_fork()
+    if not ctrl.enabled:
+        return
     if ctrl._stopped:
         raise RuntimeError("a stopped control cannot join; make a new one")
     deadline = _clock() + timeout
@@ -5766,8 +6075,8 @@ def leave_cluster(ctrl: ClusterControl, timeout: float = 5) -> None:
         RuntimeError: called in a callback, which would wait for itself.
     """
     ctrl._refuse_callback("leave_cluster()")
-    runtime = ctrl._runtime
-    if runtime is None or ctrl._forked:
+    runtime = ctrl._own_runtime()
+    if runtime is None:
         return
     deadline = _clock() + timeout
     ctrl.stop()
