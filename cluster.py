@@ -60,7 +60,8 @@ clock is never compared.
 
 The file, from top to bottom: errors - vocabulary (what is stored, timings, events
 and actions) - versions - wire format - storage contract - shared folder - decision
-core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave.
+core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave -
+command line.
 """
 
 import atexit
@@ -77,6 +78,7 @@ import re
 import selectors
 import socket
 import stat
+import sys
 import threading
 import time
 import weakref
@@ -6130,3 +6132,347 @@ def _stop_at_exit() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_stop_at_exit)
+
+
+# --------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------
+
+_EXIT_NO, _EXIT_USAGE, _EXIT_STORAGE = 1, 2, 3
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_HELP = """\
+exit codes: 0 ok, 1 no primary (or another negative answer), 2 wrong usage,
+3 the storage cannot be reached or holds no such cluster
+"""
+_ENVIRONMENT = (("cluster", "CLUSTER_NAME"), ("storage", "CLUSTER_STORAGE"))
+
+_Option = Tuple[Tuple[str, ...], Dict[str, Any]]
+
+
+def _option(*flags: str, **settings: Any) -> _Option:
+    """What argparse's add_argument takes, before argparse is imported."""
+    return flags, settings
+
+
+class _Subcommand(NamedTuple):
+    """One row of the command line."""
+
+    run: Callable[[Any], int]
+    """Takes the options, prints, and returns the exit code. What it raises is told
+    to the user: a StorageError ends with 3, another ClusterError with 1, a
+    ValueError with 2."""
+    help: str
+    options: Tuple[_Option, ...] = ()
+
+
+def _storage(url: str, create: bool = False) -> StorageBackend:
+    """The storage that a folder's path or a file URL names."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    parts = urlsplit(url)
+    if len(parts.scheme) > 1 and parts.scheme != "file":
+        text = "storage must be a folder or a file:// URL, not %s://..."
+        raise ValueError(text % parts.scheme)
+    path = url2pathname(parts.path) if parts.scheme == "file" else url
+    return SharedFsStorageBackend(path, create=create)
+
+
+def _within(timeout: float, call: Callable[[], Any]) -> Any:
+    """The result of a call on a storage that may hang; StorageError if it does."""
+    results: "queue.SimpleQueue[Tuple[Any, Optional[Exception]]]" = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((call(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, name="cluster-storage", daemon=True).start()
+    try:
+        result, error = results.get(timeout=timeout)
+    except queue.Empty:
+        raise StorageError("it has not answered within %g s" % timeout) from None
+    if error is not None:
+        raise error
+    return result
+
+
+class _Observer:
+    """Watches a cluster through its storage alone, without joining it.
+
+    Whether the primary lives is told by a renewal that was *seen*, and when, on the
+    own clock: a timestamp in the storage decides nothing.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self._cluster, self._timeout = options.cluster, options.timeout
+        self._url, self._storage = options.storage, _storage(options.storage)
+        self._opened = False
+        self._snapshot: Optional[Snapshot] = None
+        self._since = -FOREVER
+        self._renewed_at: Optional[float] = None
+
+    def look(self) -> Dict[str, Any]:
+        """Reads the storage once, and says what is known by now."""
+        before = self._snapshot.lease if self._snapshot else None
+        self._snapshot = snapshot = _within(self._timeout, self._read)
+        lease, now = snapshot.lease, _clock()
+        if self._since == -FOREVER:
+            self._since = now
+        elif lease != before:
+            self._renewed_at = now
+        return self._picture(snapshot, now)
+
+    def _read(self) -> Snapshot:
+        if not self._opened:
+            self._storage.open(self._cluster)
+            self._opened = True
+        return self._storage.read(True)
+
+    def settle(self) -> Dict[str, Any]:
+        """Looks until there is a primary, or waiting for a renewal is no use."""
+        picture = self.look()
+        while not self._is_settled(picture):
+            time.sleep(0.1)
+            picture = self.look()
+        return picture
+
+    def _is_settled(self, picture: Dict[str, Any]) -> bool:
+        lease = self._snapshot.lease if self._snapshot else None
+        if picture["primary"] or lease is None or lease.released or not lease.started:
+            return True
+        # renewed each L/5 at the latest: two are missing by then
+        return _clock() > self._since + 0.4 * lease.duration + 0.3
+
+    def _picture(self, snapshot: Snapshot, now: float) -> Dict[str, Any]:
+        lease = snapshot.lease
+        holder = _holder_name(snapshot)
+        age = None if self._renewed_at is None else now - self._renewed_at
+        why_none = _why_none(lease, holder, age, now - self._since)
+        active = {lease.holder} | (lease.roster or frozenset()) if lease else ()
+        primary = lease.holder if lease and why_none is None else None
+        return {
+            "cluster": self._cluster, "storage": "ok",
+            "primary": holder if primary else None,
+            "term": lease.term if lease else 0, "why_none": why_none,
+            "lease_age": age, "lease_duration": lease.duration if lease else None,
+            "lease_left": (
+                lease.duration - age
+                if lease and age is not None and primary else None
+            ),
+            "members": [
+                _observed_member(record, primary, active)
+                for record in sorted(snapshot.nodes, key=lambda r: r.seniority)
+            ],
+        }  # fmt: skip
+
+    def failed(self, error: StorageError) -> Dict[str, Any]:
+        """The same for a storage that did not answer."""
+        return {
+            "cluster": self._cluster, "storage": str(error), "primary": None,
+            "term": 0, "why_none": "the storage does not answer", "lease_age": None,
+            "lease_duration": None, "lease_left": None, "members": [],
+        }  # fmt: skip
+
+
+def _holder_name(snapshot: Snapshot) -> str:
+    holder = snapshot.lease.holder if snapshot.lease else ""
+    names = [r.name for r in snapshot.nodes if r.incarnation == holder]
+    return names[0] if names else "a node without a record (%s)" % holder
+
+
+def _why_none(
+    lease: Optional[Lease], holder: str, age: Optional[float], watched: float
+) -> Optional[str]:
+    """Why no primary can be seen in the storage; None if one can."""
+    if lease is None:
+        return "no lease has been claimed yet"
+    if lease.released:
+        return "%s was the last one, and has stopped" % holder
+    if not lease.started:
+        return "%s has claimed the lease, and waits for its predecessor" % holder
+    if age is None or age > lease.duration:
+        text = "%s holds the lease, but has not renewed it for the %.1f s of watching"
+        return text % (holder, watched if age is None else age)
+    return None
+
+
+def _observed_member(
+    record: NodeRecord, primary: Optional[str], active: Iterable[str]
+) -> Dict[str, Any]:
+    from datetime import datetime, timezone
+
+    joined = datetime.fromtimestamp(int(record.joined_at), timezone.utc)
+    return {
+        "name": record.name, "address": "%s:%d" % record.address,
+        "version": record.version, "primary": record.incarnation == primary,
+        "active": record.incarnation in active, "joined": joined.isoformat(),
+    }  # fmt: skip
+
+
+def _seconds_text(value: Optional[float]) -> str:
+    return "unknown" if value is None else "%.1f s" % value
+
+
+def _table(picture: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """The lines for a terminal, each with its colour ("" for none)."""
+    head = "cluster %(cluster)s, storage: %(storage)s" % picture
+    lines = [(head, "" if picture["storage"] == "ok" else "31")]
+    if picture["primary"] is None:
+        lines.append(("no primary: %s" % picture["why_none"], "31"))
+    rows = [("NODE", "ADDRESS", "VERSION", "PRIMARY", "ACTIVE", "JOINED", "AGE", "LEFT")]
+    for member in picture["members"]:
+        mine = member["primary"]
+        rows.append((
+            member["name"], member["address"], member["version"] or "-",
+            "term %d" % picture["term"] if mine else "-",
+            "yes" if member["active"] else "no", member["joined"],
+            _seconds_text(picture["lease_age"]) if mine else "-",
+            _seconds_text(picture["lease_left"]) if mine else "-",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for number, row in enumerate(rows):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths))
+        bold = "1" if number == 0 else ""
+        lines.append((text.rstrip(), "32" if row[3][:4] == "term" else bold))
+    return lines
+
+
+def _in_colour() -> bool:
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
+
+
+def _show(picture: Dict[str, Any], as_json: bool, clear: bool = False) -> None:
+    if as_json:
+        print(json.dumps(picture), flush=True)
+        return
+    colour = _in_colour()
+    lines = _table(picture)
+    painted = ["\x1b[%sm%s\x1b[0m" % (c, t) if c and colour else t for t, c in lines]
+    print("\x1b[H\x1b[J" * (clear and colour) + "\n".join(painted), flush=True)
+
+
+def _status(options: Any) -> int:
+    picture = _Observer(options).settle()
+    _show(picture, options.json)
+    return 0 if picture["primary"] else _EXIT_NO
+
+
+def _watch(options: Any) -> int:
+    observer = _Observer(options)
+    look = observer.settle
+    try:
+        while True:
+            try:
+                picture = look()
+                look = observer.look
+            except StorageError as error:
+                picture = observer.failed(error)
+            _show(picture, options.json, clear=True)
+            time.sleep(options.interval)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise ValueError(text)
+    return value
+
+
+_positive.__name__ = "positive number of seconds"  # argparse puts it into its errors
+
+_CLUSTER_OPTIONS = (
+    _option("--cluster", metavar="NAME", help="default: $CLUSTER_NAME"),
+    _option(
+        "--storage", metavar="URL",
+        help="a folder's path or a file:// URL; default: $CLUSTER_STORAGE",
+    ),
+    _option(
+        "--timeout", type=_positive, default=10, metavar="SECONDS",
+        help="how long the storage may take for an answer (default: 10)",
+    ),
+)  # fmt: skip
+_JSON = _option("--json", action="store_true", help="one JSON object in a line")
+
+_SUBCOMMANDS: Dict[str, _Subcommand] = {
+    "status": _Subcommand(
+        _status, "members and primary, as seen in the storage, without joining", (_JSON,)
+    ),
+    "watch": _Subcommand(
+        _watch,
+        "the same again and again, until interrupted",
+        (
+            _JSON,
+            _option(
+                "--interval", type=_positive, default=1, metavar="SECONDS",
+                help="between two looks (default: 1)",
+            ),
+        ),
+    ),
+}  # fmt: skip
+
+
+def _parser() -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="cluster", description="Looks at a cluster and acts on it.", epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="name")
+    for name, command in _SUBCOMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.help, description=command.help, epilog=_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        for flags, settings in _CLUSTER_OPTIONS + command.options:
+            sub.add_argument(*flags, **settings)
+    return parser
+
+
+def _options(arguments: Optional[List[str]]) -> Any:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        parser.error("give one of the commands: " + ", ".join(_SUBCOMMANDS))
+    for key, variable in _ENVIRONMENT:
+        value = getattr(options, key) or os.environ.get(variable)
+        if not value:
+            parser.error("give --%s, or set %s" % (key, variable))
+        setattr(options, key, value)
+    return options
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """The command line: `python -m cluster --help` tells what it can do.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    options = _options(arguments)
+    try:
+        return _SUBCOMMANDS[options.name].run(options)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _EXIT_NO
+    except StorageError as error:
+        text = "storage: %s; check --storage and --cluster" % error
+        code = _EXIT_STORAGE
+    except ClusterError as error:
+        code, text = _EXIT_NO, str(error)
+    except ValueError as error:
+        code, text = _EXIT_USAGE, str(error)
+    print("cluster: " + text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
