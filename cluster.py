@@ -6198,7 +6198,7 @@ def _within(timeout: float, call: Callable[[], Any]) -> Any:
     return result
 
 
-class _Observer:
+class _Onlooker:
     """Watches a cluster through its storage alone, without joining it.
 
     Whether the primary lives is told by a renewal that was *seen*, and when, on the
@@ -6355,13 +6355,13 @@ def _show(picture: Dict[str, Any], as_json: bool, clear: bool = False) -> None:
 
 
 def _status(options: Any) -> int:
-    picture = _Observer(options).settle()
+    picture = _Onlooker(options).settle()
     _show(picture, options.json)
     return 0 if picture["primary"] else _EXIT_NO
 
 
 def _watch(options: Any) -> int:
-    observer = _Observer(options)
+    observer = _Onlooker(options)
     look = observer.settle
     try:
         while True:
