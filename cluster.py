@@ -46,9 +46,9 @@ Not guaranteed:
     could not hear from it, may start before the former primary's next look at the
     storage; its term is higher as long as the wall clocks are right.
 
-    N5. A storage whose calls regularly take longer than a quarter of the renewal
-    deadline, or than half of check_interval, keeps a primary that there is, and may
-    elect none.
+    N5. A storage whose calls regularly take longer than a third of the renewal
+    deadline keeps a primary that there is while they take less than half of it, and
+    may elect none.
 
 Thread:
     Three daemon threads for each control: *heartbeat* owns all decisions, timers and
@@ -1986,6 +1986,7 @@ class Core:
         self._call: Optional[Pending] = None
         self._calls: Dict[int, Pending] = {}
         self._call_count = 0
+        self._purpose = ""  # of the last call
         self._failing_since: Optional[float] = None
         self._last_error = ""
         self._complained_at = -FOREVER
@@ -3687,8 +3688,23 @@ class Core:
     # ---- storage, one call at a time
 
     def _slow(self) -> float:
-        """A call that takes longer counts as one that fails, until it returns."""
-        return min(self.timings.check_interval / 2, self.timings.renewal_deadline / 4)
+        """A call that takes longer counts as one that fails, until it returns.
+
+        Not below R/3: so slow a storage still elects, see `_lets_pass`.
+        """
+        deadline = self.timings.renewal_deadline
+        return max(min(self.timings.check_interval, deadline / 2), deadline / 3)
+
+    def _lets_pass(self) -> bool:
+        """May another call go before a renewal that is due?
+
+        Where calls take longer than the renewal period, nothing else would ever be
+        done, and a claimant never read what it must have read to start. A renewal,
+        another call and the next renewal, of up to R/3 each, are over by R.
+        """
+        was_renewal = self._purpose in ("claim", "renew")
+        in_time = self._renewed_at + self.timings.renewal_deadline / 3
+        return was_renewal and self._now <= in_time
 
     def _watch_storage(self) -> None:
         call = self._call
@@ -3707,13 +3723,14 @@ class Core:
     def _patience(self, call: Pending) -> float:
         if isinstance(call.request, Read) and self._held is not None:
             # A read changes nothing: it must not keep a renewal waiting
-            return max(self.timings.renewal_period, 1.0)
+            return max(self.timings.renewal_deadline / 3, 1.0)
         return max(10.0, 2 * self.timings.lease_duration)
 
     def _issue(self, request: Request, purpose: str = "") -> Pending:
         self._call_count += 1
         pending = Pending(self._call_count, request, self._now, purpose)
         self._call = self._calls[pending.id] = pending
+        self._purpose = purpose
         self._wake(self._now + self._slow())
         self._out.append(Call(pending.id, request))
         return pending
@@ -3729,6 +3746,9 @@ class Core:
 
     def _choose_joining(self) -> Optional[Request]:
         return self._drive_joining() if self.role is JOINING else None
+
+    def _choose_urgent_renewal(self) -> Optional[Request]:
+        return None if self._lets_pass() else self._choose_renewal()
 
     def _choose_renewal(self) -> Optional[Request]:
         return self._renewal() if self._renewal_due() else None
@@ -3818,7 +3838,7 @@ class Core:
 
     _CHOICES: Tuple[Tuple[Callable[["Core"], Optional[Request]], str], ...] = (
         (_choose_joining, "join"),
-        (_choose_renewal, "renew"),
+        (_choose_urgent_renewal, "renew"),
         (_choose_release, "release"),
         (_choose_prompted_read, "read"),
         (_choose_leaving, "leave"),
@@ -3827,6 +3847,7 @@ class Core:
         (_choose_write, "write"),
         (_choose_removal, "remove"),
         (_choose_read, "read"),
+        (_choose_renewal, "renew"),
     )
 
     # ---- plain words

@@ -1044,6 +1044,29 @@ def an_impossible_term_in_the_name_of_the_dead(core):
     world.settle()
 
 
+def a_storage_whose_calls_take_nearly_a_third_of_the_deadline(core):
+    for setting in simulator.SETTINGS[1:]:
+        for share in (0.2, 0.26, 0.31, 0.33):
+            common = timings(*setting)
+            call = common.renewal_deadline * share
+            world = World(Plan(3, common=common, latency=(call / 2, call / 2)),
+                          core_class=core)  # fmt: skip
+            world.boot("n1")
+            wait_for_start(world, 8 * call)
+            world.boot("n2")
+            world.boot("n3")
+            world.wait_for(world.is_settled, 10 * call + 3 * common.check_interval)
+            world.run(20 * common.detection_time)
+            if starts(world) > 1:
+                raise Broken("liveness", "it handed over because of slowness alone")
+            world.ask_to_stop(world.primary())
+            wait_for_start(world, 8 * call)
+            world.crash(world.primary().name)
+            wait_for_start(world, common.detection_time + 8 * call)
+            world.boot("n4")
+            world.settle()
+
+
 def half_of_all_packets_lost(core):
     found = simulator.measure_losses((1, 3, 2, 1), 0.5, 600, core_class=core)
     if found.false:
@@ -1284,6 +1307,17 @@ class BelievesAnyTerm(cluster.Core):
         return True
 
 
+class TakesSlownessForFailure(cluster.Core):
+    def _slow(self):
+        timings = self.timings
+        return min(timings.check_interval / 2, timings.renewal_deadline / 4)
+
+
+class RenewsBeforeAllElse(cluster.Core):
+    def _lets_pass(self):
+        return False
+
+
 class AsksTooSeldom(cluster.Core):
     def __init__(self, timings, *rest):
         super().__init__(timings, *rest)
@@ -1342,6 +1376,10 @@ BITES = [
     (BelievesAllItHears, a_forged_term_and_a_living_primary, "liveness"),
     (BelievesAllItHears, a_forged_term_and_a_primary_that_dies, "liveness"),
     (BelievesAnyTerm, an_impossible_term_in_the_name_of_the_dead, "liveness"),
+    (TakesSlownessForFailure,
+     a_storage_whose_calls_take_nearly_a_third_of_the_deadline, "liveness"),
+    (RenewsBeforeAllElse, a_storage_whose_calls_take_nearly_a_third_of_the_deadline,
+     "liveness"),
     (AsksTooSeldom, half_of_all_packets_lost, "liveness"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
