@@ -4373,9 +4373,11 @@ def _resolve(
     setting: str, host: str, port: int, family: int = 0
 ) -> Tuple[int, Tuple[Any, ...]]:
     """May ask a name server, and so take any time: never in the heartbeat thread."""
+    # A text would load the tables of IDNA, of half a megabyte
+    name = host.encode() if host.isascii() else host
     try:
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as error:
+        found = socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM)
+    except (OSError, ValueError) as error:
         text = "%s %r is no address: %s" % (setting, host, error)
         raise ClusterError(text) from error
     return int(found[0][0]), found[0][4]

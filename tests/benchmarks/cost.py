@@ -18,6 +18,8 @@ import cluster  # noqa: E402
 QUICKLY = dict(hb_interval=1, hb_timeout=3, hb_missed_count=2, check_interval=1)
 CALMLY = dict(hb_interval=5, hb_timeout=10, hb_missed_count=2, check_interval=2)
 PER_PROCESS = 25  # nodes
+STORE = "1" * 16
+TAG = cluster._cluster_tag("lab", STORE)
 
 
 # ---- the process that is measured
@@ -244,21 +246,21 @@ class Crowd:
             1, self.counter, holder, True, False, self.roster,
             self.timings.lease_duration, 300.0, 60.0,
         )  # fmt: skip
-        return cluster.Snapshot("1" * 16, lease, tuple(self.records))
+        return cluster.Snapshot(STORE, lease, tuple(self.records))
 
     def step(self, *events):
         for action in self.core.step(self.now, *events):
             if isinstance(action, cluster.Call):
                 self.step(cluster.Returned(action.id, self.answer(action.request)))
             elif isinstance(action, cluster.Send):
-                data = cluster.encode_heartbeat(action.heartbeat, "tag")
+                data = cluster.encode_heartbeat(action.heartbeat, TAG)
                 self.packets += 1
                 self.sent[action.heartbeat.receiver] = action.heartbeat.sent
                 assert len(data) < cluster.MAX_PACKET
 
     def answer(self, request):
         if isinstance(request, cluster.Open):
-            return "1" * 16
+            return STORE
         if isinstance(request, cluster.Join):
             return self.records[-1]
         return self.snapshot() if isinstance(request, cluster.Read) else None
@@ -273,7 +275,7 @@ class Crowd:
                     self.sent.get(each.incarnation, 0), 1, self.counter,
                     self.records[0].incarnation, True, candidate=True,
                 ),
-                "tag",
+                TAG,
             )
             for each in self.records[:-1]
         ]  # fmt: skip
@@ -286,7 +288,7 @@ class Crowd:
         began = time.process_time()
         for data in packets:
             self.now += step
-            heard = cluster.Heard(cluster.decode_heartbeat(data, "tag"), ("", 0))
+            heard = cluster.Heard(cluster.decode_heartbeat(data, TAG), ("", 0))
             self.step(heard)
         return time.process_time() - began
 
