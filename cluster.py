@@ -763,6 +763,14 @@ _WIRE_KEYS = {
 _WIRE_DEFAULTS = {
     key: Heartbeat._field_defaults.get(field) for key, field in _WIRE_KEYS.items()
 }
+# What differs from beat to beat, or from receiver to receiver, comes last
+_VARYING = b',"lc":%d,"s":%d,"e":%d}'
+_VARIES = re.compile(rb',"lc":([0-9]{1,18}),"s":([0-9]{1,18}),"e":([0-9]{1,18})}\Z')
+_REST_DEFAULTS = {
+    key: default
+    for key, default in _WIRE_DEFAULTS.items()
+    if key not in ("lc", "s", "e")
+}
 
 
 def _cluster_tag(cluster_name: str, cluster_id: str) -> bytes:
@@ -773,14 +781,21 @@ def _cluster_tag(cluster_name: str, cluster_id: str) -> bytes:
 
 def encode_heartbeat(heartbeat: Heartbeat, tag: bytes, secret: bytes = b"") -> bytes:
     """A heartbeat as a datagram: a header, then JSON without defaults."""
-    fields: Dict[str, Any] = {}
-    values = heartbeat[:1] + heartbeat[2:]  # the receiver is in the header
-    for (key, default), value in zip(_WIRE_DEFAULTS.items(), values):
-        if value != default:
-            fields[key] = int(value) if value is True else value
-    body = json.dumps(fields, separators=(",", ":")).encode()
-    head = _MAGIC + tag + bytes.fromhex(heartbeat.receiver)
+    sender, receiver, sent, echo, term, counter, *rest = heartbeat
+    # Most of it is the same for all receivers, and at the next beat
+    body = _encode_rest((sender, term, *rest)) + _VARYING % (counter, sent, echo)
+    head = _MAGIC + tag + bytes.fromhex(receiver)
     return head + (_mac(head + body, secret) if secret else _NO_MAC) + body
+
+
+@functools.lru_cache(maxsize=64)
+def _encode_rest(values: Tuple[Any, ...]) -> bytes:
+    fields = {
+        key: int(value) if value is True else value
+        for (key, default), value in zip(_REST_DEFAULTS.items(), values)
+        if value != default
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()[:-1]
 
 
 def decode_heartbeat(
@@ -811,13 +826,27 @@ def decode_heartbeat(
         raise ValueError(NOT_FOR_US)
     if secret:
         _authenticate(data, secret, secret_required)
+    varying = _VARIES.search(data, _HEADER)
+    if varying is None:  # of a later version
+        sender, sent, echo, term, counter, *rest = _decode_body(data[_HEADER:])
+    else:
+        counter, sent, echo = map(int, varying.groups())
+        body = data[_HEADER : varying.start()] + b',"s":0,"e":0}'
+        sender, _, _, term, _, *rest = _decode_rest(body)
+    return Heartbeat(sender, to, sent, echo, term, counter, *rest)
+
+
+def _decode_body(body: bytes) -> List[Any]:
     try:
-        fields = json.loads(data[_HEADER:].decode())
+        fields = json.loads(body.decode())
     except (ValueError, RecursionError):
         raise ValueError("malformed") from None
     _check(isinstance(fields, dict), "malformed", fields)
-    values = [_wire_value(fields, key) for key in _WIRE_KEYS]
-    return Heartbeat(values[0], to, *values[1:])
+    return [_wire_value(fields, key) for key in _WIRE_KEYS]
+
+
+# For some hundred peers: what each of them says is the same from beat to beat
+_decode_rest = functools.lru_cache(maxsize=1024)(_decode_body)
 
 
 def _wire_value(fields: Dict[str, Any], key: str) -> Any:
@@ -4374,7 +4403,7 @@ def _resolve(
 ) -> Tuple[int, Tuple[Any, ...]]:
     """May ask a name server, and so take any time: never in the heartbeat thread."""
     # A text would load the tables of IDNA, of half a megabyte
-    name = host.encode() if host.isascii() else host
+    name: Union[str, bytes] = host.encode() if host.isascii() else host
     try:
         found = socket.getaddrinfo(name, port, family, socket.SOCK_DGRAM)
     except (OSError, ValueError) as error:

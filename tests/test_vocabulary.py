@@ -397,6 +397,16 @@ def test_a_heartbeat_arrives_as_sent_in_under_512_bytes(heartbeat, secret):
     assert list(map(type, received)) == list(map(type, heartbeat))
 
 
+@patient
+@given(HEARTBEATS)
+@example(LONGEST)
+def test_the_order_of_the_keys_in_a_packet_means_nothing(heartbeat):
+    packet = encode_heartbeat(heartbeat, TAG)
+    head, body = packet[: cluster._HEADER], packet[cluster._HEADER :]
+    turned = dict(reversed(list(json.loads(body.decode()).items())))
+    assert decode_heartbeat(head + json.dumps(turned).encode(), TAG) == heartbeat
+
+
 def test_an_ordinary_heartbeat_is_short():
     assert len(encode_heartbeat(BEAT, TAG)) < 128
 
