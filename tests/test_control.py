@@ -980,6 +980,7 @@ def lookups(monkeypatch):
     asked, original = [], socket.getaddrinfo
 
     def getaddrinfo(host, *arguments, **keywords):
+        host = os.fsdecode(host)
         asked.append((threading.current_thread().name, host))
         address = {"a.example": "127.0.0.1"}.get(host, host)
         return original(address, *arguments, **keywords)
