@@ -568,7 +568,15 @@ class Repair(NamedTuple):
     cluster_id: str
 
 
-Request = Union[Open, Read, Join, Write, Remove, Swap, Repair]
+class Pause(NamedTuple):
+    """Storage request: pause or resume the cluster, as `_set_paused` does.
+
+    Its result is a lease, or a text that says why there is nothing to change."""
+
+    paused: bool
+
+
+Request = Union[Open, Read, Join, Write, Remove, Swap, Repair, Pause]
 
 
 class Call(NamedTuple):
@@ -651,6 +659,20 @@ class StepDownAsked(NamedTuple):
     """The incarnation that is to be the next primary; empty: anybody."""
 
 
+class PauseAsked(NamedTuple):
+    """Event: pause the cluster, or resume it; `PauseDone` tells how that ended."""
+
+    paused: bool
+    ticket: int
+
+
+class PauseDone(NamedTuple):
+    """Action: tell whoever asked, by its ticket. `error`: empty if it was done."""
+
+    ticket: int
+    error: str
+
+
 class Described(NamedTuple):
     """Event: the node's metadata is another one, to be told to the others."""
 
@@ -679,9 +701,11 @@ class Finished(NamedTuple):
 
 Event = Union[
     Heard, Returned, CallbackEnded, ProvenDead,
-    StartAsked, StopAsked, StepDownAsked, Described, Expired,
+    StartAsked, StopAsked, StepDownAsked, PauseAsked, Described, Expired,
 ]  # fmt: skip
-Action = Union[Send, Call, RunCallback, Examine, Say, Joined, JoinFailed, Finished]
+Action = Union[
+    Send, Call, RunCallback, Examine, Say, PauseDone, Joined, JoinFailed, Finished,
+]  # fmt: skip
 # --------------------------------------------------------------------------------
 # Versions
 # --------------------------------------------------------------------------------
@@ -1831,11 +1855,13 @@ FINISHED = "finished"
 PROBE_INTERVAL = 0.1  # seconds between two questions to whoever has our name
 PROBE_TIME = 3.0  # seconds, at most, until silence counts as an answer
 LEAVE_TIME = 5.0  # seconds, at most, that leaving waits for the storage
+PAUSED = "paused: nobody becomes primary until resume() is called"
 COMPLAINT_INTERVAL = 60.0  # seconds between two log lines of one complaint
 MAX_ABANDONED = 4  # storage calls that never returned, each with a thread of its own
 MAX_UNRECORDED = 1000  # peers that are known by hearsay alone
 MAX_HEARD_TERM = 2**40  # terms count seconds: above any clock, in storage or nowhere
 MAX_DENIED = 32  # leases that were heard of and are not, as remembered
+EDIT_STEP = 10**6  # more than any holder makes attempts between two successes
 MAX_STRANGERS = 32  # unknown senders that may prompt a read within a check interval
 
 
@@ -2029,6 +2055,9 @@ class Core:
         self._news_at = -FOREVER  # when the record last became news for the holder
         self._offer = 0
         self._offer_asked = 0
+        self._pauses: List[PauseAsked] = []  # in order; the first may be under way
+        self._edited: List[int] = []  # tickets of those that are done
+        self._pause_told = False  # what people were told last
         self._removals: Dict[str, str] = {}  # incarnation -> name, of our own name
         # Heartbeats
         self.repeated = 0  # heartbeats that came in again, or out of order
@@ -2203,6 +2232,8 @@ class Core:
         self._read_wanted = not isinstance(pending.request, Read)
         if pending.purpose == "release":
             self._release_at = self._now + self.timings.renewal_period
+        if isinstance(pending.request, Pause):
+            self._pause_done(error)
         if isinstance(pending.request, Join):
             # It may have landed: a second attempt replaces it, leaving removes it
             self._record_written = True
@@ -2245,6 +2276,8 @@ class Core:
             self._removed(request.incarnation)
         elif isinstance(request, Swap):
             self._swapped(pending, request.new, result)
+        elif isinstance(request, Pause):
+            self._paused(result)
 
     def _swapped(self, pending: Pending, new: Lease, won: bool) -> None:
         if not won:
@@ -2259,6 +2292,17 @@ class Core:
             self._adopt(new, pending.began)
         elif pending.purpose == "release":
             self._released(new)
+
+    def _paused(self, result: Union[Lease, str]) -> None:
+        if isinstance(result, str):
+            self._pause_done(result)
+        else:
+            # It is told once this node has read it, and acts by it
+            self._edited.append(self._pauses.pop(0).ticket)
+            self._read_wanted = True
+
+    def _pause_done(self, error: str) -> None:
+        self._out.append(PauseDone(self._pauses.pop(0).ticket, error))
 
     def _wrote(self, record: NodeRecord, purpose: str) -> None:
         if record == self.record:
@@ -2293,6 +2337,8 @@ class Core:
         self._check_own_record(snapshot.nodes)
         self._take_lease(snapshot.lease, began)
         self._challenge = 0
+        self._out += [PauseDone(ticket, "") for ticket in self._edited]
+        self._edited = []
 
     def _repair_wanted(self) -> None:
         if self.cluster_id is not None:
@@ -2639,6 +2685,9 @@ class Core:
         self._depose_too(heartbeat)
         if heartbeat.sender == self._hearsay[1] and stamp < self._hearsay[0]:
             self._deny_hearsay("who told of it does not know it")
+        held = self._held
+        if held and (heartbeat.term, heartbeat.holder) == (held.term, held.holder):
+            return  # somebody has edited our lease: the storage tells, and no one else
         known = self.lease
         if stamp in self._denied or (known is not None and stamp <= known.stamp):
             return
@@ -2853,6 +2902,7 @@ class Core:
     def _take_lease(self, lease: Optional[Lease], began: float) -> None:
         """What a read that began then has found in the storage."""
         before, self._stored = self._stored, lease
+        self._tell_pause()
         if lease is not None and lease.stamp >= self._hearsay[0]:
             self._hearsay = ((0, 0), "")
         self._clear_doubt(lease)
@@ -2876,12 +2926,24 @@ class Core:
                 self.lease.term if self.lease else 0,
             )
         elif self._rolled_back_at is not None and before and lease:
-            same_term = lease.term == before.term
-            self._renewals_behind += same_term and lease.counter > before.counter
+            more = lease.counter - before.counter  # one that is edited goes far
+            self._renewals_behind += lease.term == before.term and 0 < more < EDIT_STEP
             if self._renewals_behind == 2:
                 self._deny_hearsay("an older one is in force")
         if self._release is not None:
             self._check_release(lease)
+
+    @property
+    def paused(self) -> bool:
+        """Whether nobody may claim, as this node last saw the storage."""
+        return self._stored is not None and self._stored.paused
+
+    def _tell_pause(self) -> None:
+        if self.paused != self._pause_told:
+            self._pause_told = self.paused
+            resumed = "resumed: a primary is elected again where there is none"
+            text = PAUSED if self.paused else resumed
+            self._say(logging.WARNING, "the cluster is " + text)
 
     def _is_behind(self, lease: Optional[Lease]) -> bool:
         """Is this older than the newest lease known?"""
@@ -3074,6 +3136,10 @@ class Core:
             self._explain_member()
             return
         if self._read_began == -FOREVER:
+            return
+        if self.paused:
+            self._claim_from = None
+            self._explain_member()
             return
         lease = self._judged()
         at = -FOREVER if lease is None else self._claimable_at(lease)
@@ -3384,11 +3450,43 @@ class Core:
             if lease.stamp in self._attempts:
                 self._adopt(*self._attempts[lease.stamp])
                 return
+            if lease.term == self._held.term and lease.counter > self._counter:
+                self._take_edit(lease)  # no attempt of ours has such a counter
+                return
         if lease is None or lease.stamp < self._held.stamp:
             self._lose_lease("the lease is gone from the storage")
         else:
             term, who = self._who(lease)
             self._lose_lease("deposed: %s holds the lease in term %d" % (who, term))
+
+    def _take_edit(self, lease: Lease) -> None:
+        """Somebody has changed our lease: the next renewal builds on that.
+
+        It is none itself, and nothing of ours lasts longer for it; only the others
+        wait anew. Attempts that expected what it replaced can land no more.
+        """
+        assert self._held is not None
+        if lease.roster is None:
+            rosters = [self._held.roster or frozenset()]
+            rosters += [a.roster or frozenset() for a, _ in self._attempts.values()]
+            lease = lease._replace(roster=frozenset().union(*rosters))
+        self._held = self._stored = lease
+        self._attempts = {}
+        self._counter = lease.counter
+        self._renew_tried_at = -FOREVER
+        if lease.step_down and self.role in (PRIMARY, CLAIMANT):
+            self._obey(lease.successor)
+
+    def _obey(self, successor: str) -> None:
+        """Steps down as the lease asks; goes on if the one that is named cannot."""
+        if successor:
+            name = self._peer(successor).name
+            why = self.no_successor(name)
+            if why is not None:
+                text = "asked to step down for %r, and does not: %s"
+                self._say(logging.WARNING, text, name, why)
+                return
+        self._on_step_down_asked(StepDownAsked(successor))
 
     def _late_at(self) -> float:
         return self._renewed_at + 1.5 * self.timings.renewal_period
@@ -3469,7 +3567,7 @@ class Core:
     def _consider_handover(self) -> None:
         """Storage fails here alone: a member that can write takes over."""
         since = self._renew_failing_since
-        if since is None or self._held is None:
+        if since is None or self._held is None or self._held.paused:
             return
         at = since + 2 * self.timings.check_interval
         recent = self._now - self.timings.hb_timeout
@@ -3560,6 +3658,7 @@ class Core:
         assert self._release is not None
         ours = lease is not None and lease.holder == self.record.incarnation
         if lease is not None and ours and lease.term == self._release.term:
+            self._counter = max(self._counter, lease.counter)  # somebody changed it
             self._release = None if lease.released else lease
         else:
             self._release = None
@@ -3643,13 +3742,16 @@ class Core:
 
     def _on_step_down_asked(self, event: StepDownAsked) -> None:
         self._step_down = True
+        self._successor = self._term(), event.successor
         if self.role is PRIMARY:
-            self._successor = self._term(), event.successor
             self._begin_stop("asked to step down", orderly=True)
         elif self.role is CLAIMANT:
             self._abandon_claim("asked to step down")
         else:
             self._step_down = False
+
+    def _on_pause_asked(self, event: PauseAsked) -> None:
+        self._pauses.append(event)
 
     def _on_described(self, event: Described) -> None:
         self.record = self.record._replace(metadata=event.metadata)
@@ -3748,6 +3850,8 @@ class Core:
             self._wake(give_up_at)
         elif len(self._calls) <= MAX_ABANDONED:
             self._call = None  # and stays in _calls: its write may still land
+            if isinstance(call.request, Pause):
+                self._pause_done("the storage does not return from the call")
 
     def _patience(self, call: Pending) -> float:
         if isinstance(call.request, Read) and self._held is not None:
@@ -3798,6 +3902,11 @@ class Core:
         if self._leaving and self._release is None:
             return None
         return Read(True)
+
+    def _choose_pause(self) -> Optional[Request]:
+        if not self._pauses or self._leaving or self._is_paused():
+            return None
+        return Pause(self._pauses[0].paused)
 
     def _choose_leaving(self) -> Optional[Request]:
         if not self._leaving or self._is_paused() or self._release is not None:
@@ -3870,6 +3979,7 @@ class Core:
         (_choose_urgent_renewal, "renew"),
         (_choose_release, "release"),
         (_choose_prompted_read, "read"),
+        (_choose_pause, "pause"),
         (_choose_leaving, "leave"),
         (_choose_notice, "notice"),
         (_choose_offer, "offer"),
@@ -3898,6 +4008,8 @@ class Core:
             self._tell("its storage does not work: " + self._last_error)
         elif self._now < self._barred_until():
             self._tell("it stepped down, or its start callback failed, not long ago")
+        elif self.paused:
+            self._tell("the cluster is " + PAUSED)
         elif lease is None:
             self._tell("it is about to claim the first lease")
         elif self._is_free(lease):
@@ -3931,6 +4043,8 @@ class Core:
         lease = self._judged()
         if self.known_primary() is not None:
             return None
+        if self.paused:
+            return "the cluster is " + PAUSED
         living = [r for r in self.members() if self.is_alive(r)]
         if living and all(record.priority is None for record in living):
             return "no living member ever becomes primary: all have the priority None"
@@ -3986,6 +4100,8 @@ class Core:
             return "its priority is None"
         if peer.flags is None or not peer.flags.candidate:
             return "it is no candidate now"
+        if held.paused:
+            return "the cluster is " + PAUSED
         return None
 
     def counts_as_lost(self, record: NodeRecord) -> bool:
@@ -4014,6 +4130,7 @@ class Core:
         StartAsked: _on_start_asked,
         StopAsked: _on_stop_asked,
         StepDownAsked: _on_step_down_asked,
+        PauseAsked: _on_pause_asked,
         Described: _on_described,
         Expired: _on_expired,
     }
@@ -4499,6 +4616,11 @@ class _StorageWorker:
             return backend.write_node(request.record)
         if isinstance(request, Remove):
             return backend.remove_node(request.name, request.incarnation)
+        if isinstance(request, Pause):
+            try:
+                return _set_paused(backend, request.paused)
+            except RuntimeError as error:
+                return str(error)
         return backend.repair(request.cluster_id)
 
     def _take_back(self, request: Request) -> None:
@@ -4634,6 +4756,8 @@ class _Runtime:
         self.join_error: Optional[str] = None
         self.joined = False
         self.ended = False
+        self.tickets = 0  # of those who have asked to pause or to resume
+        self.answers: Dict[int, str] = {}
         self._control = control
         self._inbox: Deque[Event] = collections.deque()
         self._socket = _Socket(host, port)
@@ -4847,6 +4971,10 @@ class _Runtime:
             self.callbacks.submit(action)
         elif isinstance(action, Examine):
             self._examine(action, events)
+        elif isinstance(action, PauseDone):
+            with self.changed:
+                self.answers[action.ticket] = action.error
+                self.changed.notify_all()
         elif isinstance(action, Joined):
             self._tell_joined(None)
         elif isinstance(action, JoinFailed):
@@ -5920,6 +6048,54 @@ class ClusterControl:
                 )
         return True
 
+    # ---- pausing the cluster
+
+    def pause(self, timeout: float = 10) -> None:
+        """Keeps the whole cluster from electing anybody, until `resume`.
+
+        For work on the storage, the network or the program. The primary goes on and
+        stops only for its own safety, or if it is asked to. If it ends, nobody is
+        the primary before `resume()`. Kept in the storage, so that it outlives every
+        node; each node logs a WARNING when it sees it. A second call does nothing.
+
+        A claim that had landed before is not undone. A wipe of the storage, or a
+        roll-back to before the pause, lifts it.
+
+        Args:
+            timeout: seconds; never blocks much longer.
+
+        Raises:
+            StorageError: the storage did not answer in time, or there is no lease yet
+                in which it could be kept. State: unknown, ask again.
+            RuntimeError: this node is no member.
+
+        Thread:
+            Any, callbacks included.
+        """
+        self._set_paused(True, timeout)
+
+    def resume(self, timeout: float = 10) -> None:
+        """Lifts what `pause` has set, on any member. Raises as `pause` does."""
+        self._set_paused(False, timeout)
+
+    def _set_paused(self, paused: bool, timeout: float) -> None:
+        self._refuse_fork()
+        runtime, what = self._runtime, "pause" if paused else "resume"
+        if runtime is None or not runtime.joined or runtime.ended:
+            raise RuntimeError("%s() needs a node that is a member" % what)
+        with runtime.changed:
+            runtime.tickets += 1
+            ticket = runtime.tickets
+        runtime.post(PauseAsked(paused, ticket))
+        with runtime.changed:
+            runtime.changed.wait_for(
+                lambda: ticket in runtime.answers or runtime.ended, timeout
+            )
+            error = runtime.answers.pop(ticket, "no answer within %g s" % timeout)
+        if error:
+            text = "%s() of cluster %r: %s; state: unknown, ask again"
+            raise StorageError(text % (what, self.cluster_name, error))
+
     # ---- views
 
     @property
@@ -5999,9 +6175,9 @@ class ClusterControl:
             primary), `lease_left` (seconds), `primary` (a name or None), `why`
             (plain words: why this node is not primary, or that it is), `why_none`
             (why nobody is, as far as this node knows, or None), `since` (for how
-            many seconds), `storage` ("ok" or what is wrong), `packets` (a dict: how
-            many were dropped so far, by kind), and `members`: a list of dicts with
-            `name`, `address`, `version`, `priority`, `metadata`, `primary`, `active`,
+            many seconds), `paused` (may nobody claim, see `pause`), `storage` ("ok"
+            or what is wrong), `packets` (a dict: how many were dropped so far, by
+            kind), and `members`: a list of dicts with `name`, `address`, `version`, `priority`, `metadata`, `primary`, `active`,
             `lost`, `silence` (seconds since it was heard, or None).
         """
         runtime = self._own_runtime()
@@ -6016,7 +6192,7 @@ class ClusterControl:
                 why = "it is disabled"
             return dict(
                 status, address=None, role="stopped", lease_left=0.0, primary=None,
-                why=why, why_none=None, since=0.0, storage="unknown",
+                why=why, why_none=None, since=0.0, paused=False, storage="unknown",
                 packets={}, members=[],
             )  # fmt: skip
         with runtime.changed:
@@ -6034,6 +6210,7 @@ class ClusterControl:
                 why=core.explain(),
                 why_none=core.explain_none(),
                 since=max(0.0, now - core.since),
+                paused=core.paused,
                 storage=core.storage_state(),
                 packets=dict(runtime.gate.counts, **{REPEATED: core.repeated}),
                 members=[_member_status(n, n.id in lost, now) for n in
@@ -6159,6 +6336,90 @@ def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> 
         pass
     if not removed:
         log.warning("%s: its record stays behind; the others remove it", ctrl.node_name)
+
+
+# --------------------------------------------------------------------------------
+# Without a node: changes to a lease that others hold
+# --------------------------------------------------------------------------------
+
+_EDIT_RACES = 20  # swaps that may be lost, each to somebody else's success
+
+
+def _edit_lease(
+    backend: StorageBackend, change: Callable[[Snapshot, Lease], Lease]
+) -> Lease:
+    """Changes the lease in an opened storage; returns it as it then is.
+
+    The holder finds a counter that it did not write, and takes it as the base of its
+    next renewal; for all others it is a lease that has just been renewed. So it must
+    equal no attempt, of the holder or of another editor, that may still land.
+
+    Raises:
+        RuntimeError: nobody has been primary yet; nothing was done.
+        StorageError: outcome unknown; it is safe to try again.
+    """
+    for _ in range(_EDIT_RACES):
+        snapshot = backend.read(fresh=True)
+        lease = snapshot.lease
+        if lease is None:
+            raise RuntimeError("there is no lease, since nobody has been primary yet")
+        new = change(snapshot, lease)
+        if new == lease:
+            return lease
+        step = EDIT_STEP + int.from_bytes(os.urandom(4), "big") % EDIT_STEP
+        new = new._replace(counter=lease.counter + step)
+        if backend.swap_lease(lease, new):
+            return new
+    raise StorageError("the lease changes faster than it can be edited")
+
+
+def _set_paused(backend: StorageBackend, paused: bool) -> Lease:
+    """Pauses or resumes the cluster of an opened storage, see `ClusterControl.pause`.
+
+    Raises:
+        RuntimeError, StorageError: see `_edit_lease`.
+    """
+    return _edit_lease(backend, lambda snapshot, lease: lease._replace(paused=paused))
+
+
+def _ask_step_down(backend: StorageBackend, to: Optional[str] = None) -> Lease:
+    """Asks the primary to step down, for the member named `to` or for anybody.
+
+    It does so at its next renewal, and releases the lease. If the member that is
+    named cannot take over then, the primary goes on, and logs why.
+
+    Raises:
+        ValueError: `to` cannot be the next primary; names it and why.
+        RuntimeError: nobody is primary; nothing was done.
+        StorageError: see `_edit_lease`.
+    """
+
+    def change(snapshot: Snapshot, lease: Lease) -> Lease:
+        if lease.released:
+            raise RuntimeError("nobody is primary: the lease is released")
+        successor = "" if to is None else _successor_in(snapshot, lease, to)
+        return lease._replace(step_down=True, successor=successor)
+
+    return _edit_lease(backend, change)
+
+
+def _successor_in(snapshot: Snapshot, lease: Lease, name: str) -> str:
+    records = [record for record in snapshot.nodes if record.name == name]
+    record = max(records, key=lambda r: r.seniority) if records else None
+    why = ""
+    if record is None:
+        why = "it is no member"
+    elif record.incarnation == lease.holder:
+        why = "it is the primary"
+    elif record.incarnation not in (lease.roster or ()):
+        why = "it is not active"
+    elif record.priority is None:
+        why = "its priority is None"
+    elif lease.paused:
+        why = "the cluster is " + PAUSED
+    if record is None or why:
+        raise ValueError("the primary cannot step down for node %r: %s" % (name, why))
+    return record.incarnation
 
 
 # --------------------------------------------------------------------------------

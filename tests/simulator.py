@@ -52,6 +52,9 @@ from cluster import (  # noqa: E402
     Lease,
     NodeRecord,
     Open,
+    Pause,
+    PauseAsked,
+    PauseDone,
     ProvenDead,
     Read,
     Remove,
@@ -304,6 +307,7 @@ class Store:
         self.keeps_copies = world.plan.family in ("directed", "wipes", "replaced")
         self.generation = 0  # of the register: how often it was made anew
         self._ids = 0
+        self._edits = 0
         self._join_number = 0
         self._snapshot: Optional[Snapshot] = None
 
@@ -372,13 +376,32 @@ class Store:
         elif self.cluster_id != request.cluster_id:
             raise StorageError("another store is here")
 
+    def _pause(self, request: Pause) -> Any:
+        return self.edit(paused=request.paused)
+
+    def edit(self, **changes: Any) -> Any:
+        """What a node, or a command line, does to the lease that another one holds."""
+        self._refuse_if_wiped()
+        old = self._read(Read()).lease
+        if old is None:
+            return "there is no lease"
+        new = old._replace(**changes)
+        if new == old:
+            return old
+        self._edits += 1
+        new = new._replace(counter=old.counter + cluster.EDIT_STEP + self._edits)
+        self.lease, self._snapshot = new, None
+        self.world.judge.leases.edited(new, old)
+        self.world.note("", "EDITED %s -> %s", brief(old), brief(new))
+        return new
+
     def _refuse_if_wiped(self) -> None:
         if self.cluster_id is None:
             raise StorageError("the store was wiped")
 
     _HANDLERS: Dict[type, Callable[["Store", Any], Any]] = {
         Open: _open, Read: _read, Join: _join, Write: _write, Remove: _remove,
-        Swap: _swap, Repair: _repair,
+        Swap: _swap, Repair: _repair, Pause: _pause,
     }  # fmt: skip
 
     # ---- what befalls it
@@ -864,6 +887,9 @@ class Process:
         self.world.losses += " is lost: " in action.text
         self.world.note(self, "%s", action.text)
 
+    def _pause_done(self, action: PauseDone) -> None:
+        self.world.note(self, "pause or resume: %s", action.error or "done")
+
     def _joined(self, action: Joined) -> None:
         self.joined = True
         self.world.joined(self)
@@ -879,7 +905,7 @@ class Process:
 
     _HANDLERS: Dict[type, Callable[["Process", Any], None]] = {
         Send: _send, Call: _call, RunCallback: _run_callback, Examine: _examine,
-        Say: _say, Joined: _joined, JoinFailed: _join_failed, Finished: _finished,
+        Say: _say, PauseDone: _pause_done, Joined: _joined, JoinFailed: _join_failed, Finished: _finished,
     }  # fmt: skip
 
 
@@ -1103,6 +1129,14 @@ class Leases:
         self._deposed: Dict[Tuple[str, int], str] = {}
 
     def swapped(self, lease: Lease, old: Optional[Lease]) -> None:
+        if old is not None and old.paused:
+            if not lease.paused or lease.term != old.term:
+                text = "%s is swapped in over %s, which is paused"
+                raise Broken("pause", text % (brief(lease), brief(old)))
+        self.edited(lease, old)
+
+    def edited(self, lease: Lease, old: Optional[Lease]) -> None:
+        """Also by who holds it not, and then the same term remains."""
         key = (lease.term, lease.counter, lease.holder)
         if self._seen.setdefault(key, lease) is not lease:
             raise Broken("S1", "the lease %s is written twice" % (key,))
@@ -1472,6 +1506,14 @@ class World:
         process.asked_to_stop = True
         process.tell(StopAsked())
 
+    def ask_to_pause(self, paused: bool, process: Optional[Process] = None) -> None:
+        """Through a node, which needs its storage, or past all of them."""
+        self.note(process, "ASKED TO PAUSE" if paused else "ASKED TO RESUME")
+        if process is not None:
+            process.tell(PauseAsked(paused, 0))
+        elif self.store.cluster_id is not None:
+            self.store.edit(paused=paused)
+
     def describe(self, process: Process, metadata: str) -> None:
         self.note(process, "DESCRIBED AS %s", metadata)
         process.tell(Described(metadata))
@@ -1548,6 +1590,9 @@ class World:
         settled_at: Optional[float] = None
         while settled_at is None or self.now < settled_at + quiet:
             self.run(1.0)
+            if self.store.lease is not None and self.store.lease.paused:
+                self.ask_to_pause(False)  # it may have landed late
+                healed = self.now
             late = self.now > max(healed, self.last_boot) + bound
             why = self.unsettled()
             if why is not None or self.judge.moved_at > self.now - 1.0:
@@ -1594,6 +1639,7 @@ def brief(thing: Any) -> str:
     """A request, lease or heartbeat, as short as a trace needs it."""
     if isinstance(thing, Lease):
         marks = "%s%s" % ("" if thing.started else "?", "!" * thing.released)
+        marks += "P" * thing.paused + "D" * thing.step_down
         roster = ["*"] if thing.roster is None else sorted(i[-3:] for i in thing.roster)
         text = "(%d.%d%s of %s with %s)"
         who = thing.holder[-3:], ",".join(roster) or "nobody"
@@ -1617,7 +1663,7 @@ _MIXED = dict(
     cut=1, cut_one_way=1, split=1, isolate=1, heal_network=2, storage_one=1,
     storage_primary=1, storage_all=1, heal_storage=2, crash=1, pause=1, stall=0.3,
     loss=1, slow=1, newcomer=1, leave=1, step_down=0.3, hidden_roster=0.3,
-    describe=0.5,
+    describe=0.5, pause_cluster=0.3, ask_step_down=0.3,
 )  # fmt: skip
 WEIGHTS: Dict[str, Dict[str, float]] = {
     "mixed": _MIXED,
@@ -1626,24 +1672,29 @@ WEIGHTS: Dict[str, Dict[str, float]] = {
     "storage": dict(
         storage_one=2, storage_primary=3, storage_all=3, heal_storage=4, crash=0.7,
         cut_one_way=0.7, heal_network=1, pause=0.5, newcomer=0.7, hidden_roster=1,
+        pause_cluster=0.5, ask_step_down=0.3,
     ),  # fmt: skip
     "churn": dict(
         crash=3, leave=2, newcomer=1, twin=0.7, upgrade=0.7, step_down=1, pause=0.5, describe=0.5,
+        pause_cluster=0.5, ask_step_down=0.5,
         isolate=0.5, split=0.5, heal_network=2, storage_one=0.5, heal_storage=1,
     ),  # fmt: skip
     "pauses": dict(
         pause=4, stall=2, pause_primary=3, crash=0.5, cut_one_way=1, isolate=0.5,
         heal_network=1.5, storage_all=0.5, storage_primary=0.5, heal_storage=1,
+        pause_cluster=0.5, ask_step_down=0.3,
     ),  # fmt: skip
     # One of the two channels stays whole, so that long callbacks can be told of
     "callbacks": dict(
         step_down=2, leave=1.5, crash=1, isolate=1, cut_one_way=1, heal_network=2,
         newcomer=0.5, pause=0.3, storage_primary=1, storage_all=1, heal_storage=2,
+        pause_cluster=0.3, ask_step_down=0.3,
     ),  # fmt: skip
     # The packets stay whole: a store that lies is a fault of its own
     "wipes": dict(
         wipe=1, wipe_lease=1, wipe_nodes=1, roll_back=1.5, step_down=0.5,
-        hidden_roster=1, newcomer=1, crash=0.5, leave=0.5,
+        hidden_roster=1, newcomer=1, crash=0.5, leave=0.5, pause_cluster=0.5,
+        ask_step_down=0.3,
     ),  # fmt: skip
     # Whoever finds a new store has forgotten the old
     "replaced": dict(
@@ -1803,6 +1854,21 @@ class Nemesis:
     def step_down(self) -> None:
         to = self.dice.pick(self._names) if self.dice.chance(0.5) else ""
         self.world.ask_to_step_down(self._primary_or_anybody(), to)
+
+    def pause_cluster(self) -> None:
+        self._ask_to_pause(True)
+        self.world.at(self.dice.pick((1, 5, 20)), self._ask_to_pause, False)
+
+    def _ask_to_pause(self, paused: bool) -> None:
+        if self.world.alive:
+            through = self._anybody() if self.dice.chance(0.7) else None
+            self.world.ask_to_pause(paused, through)
+
+    def ask_step_down(self) -> None:
+        """By an edit of the lease, as a command line does it."""
+        to = self._anybody().incarnation if self.dice.chance(0.5) else ""
+        if self.world.store.cluster_id is not None:
+            self.world.store.edit(step_down=True, successor=to)
 
     def describe(self) -> None:
         metadata = '{"load":%d}' % int(self.dice.roll() * 100)

@@ -1,10 +1,13 @@
 """Roles on real threads: metadata, priority, and who is to be the primary next."""
 
 import json
+import logging
+import threading
 
 import pytest
 
-from cluster import ClusterControl, SharedFsStorageBackend
+import cluster
+from cluster import ClusterControl, SharedFsStorageBackend, StorageError
 from test_control import Lab, until
 
 
@@ -129,3 +132,117 @@ def test_the_role_is_handed_to_whom_it_was_meant_for(lab):
     until(lambda: lab.count("start") == 2)
     assert c.step_down()  # for anybody
     assert b.wait_for_primary(10)
+
+
+# ---- pausing the cluster
+
+
+def warnings(caplog, text):
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING and text in record.getMessage()
+    ]
+
+
+@pytest.mark.parametrize("who", ["primary", "member"])
+def test_a_paused_cluster_elects_nobody_until_it_is_resumed(lab, caplog, who):
+    controls = lab.started("a", "b", "c")
+    primary = next(c for c in controls if c.is_primary)
+    others = [c for c in controls if c is not primary]
+    asked = primary if who == "primary" else others[0]
+    asked.pause()
+    assert asked.status()["paused"]
+    asked.pause()  # again: nothing
+    for control in controls:
+        until(lambda: control.status()["paused"])
+    assert primary.is_primary and primary.status()["why"] == "it is the primary"
+    primary.stop()
+    primary.join(10)
+    for control in others:
+        until(lambda: control.status()["primary"] is None)
+        until(lambda: "until resume()" in control.status()["why"])
+        until(lambda: "until resume()" in control.status()["why_none"])
+        assert not control.wait_for_primary(0.5)
+    assert len(warnings(caplog, "the cluster is paused")) == 3
+    others[1].resume()
+    until(lambda: any(control.is_primary for control in others))
+    for control in others:
+        until(lambda: not control.status()["paused"])
+    assert len(warnings(caplog, "the cluster is resumed")) == 2
+
+
+def test_pause_says_why_it_cannot(lab):
+    a = lab.node("a", priority=None)
+    with pytest.raises(RuntimeError, match="pause.*member"):
+        a.pause()
+    cluster.join_cluster(a)
+    with pytest.raises(StorageError, match="resume.*there is no lease"):
+        a.resume()
+    assert a.status()["storage"] == "ok"
+    a.storage_backend.mode = "raise"
+    with pytest.raises(StorageError, match="pause.*the test says no.*unknown"):
+        a.pause()
+    a.storage_backend.mode = "hang"
+    with pytest.raises(StorageError, match="pause.*no answer within 0.3 s.*unknown"):
+        a.pause(timeout=0.3)
+
+
+def test_pause_and_resume_from_many_threads_and_in_callbacks(lab):
+    primary = lab.node("a", start_primary_callback=lambda: primary.pause())
+    primary.start()
+    until(lambda: primary.status()["paused"])
+    other = lab.node("b")
+    other.start()
+    until(lambda: len(other.cluster.nodes) == 2)
+    threads = [
+        threading.Thread(target=act)
+        for act in [primary.resume, other.resume, other.pause, primary.pause] * 3
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    other.resume()
+    assert primary.is_primary and lab.count("start") == 0
+    assert not primary.storage_backend.read(fresh=True).lease.paused
+
+
+# ---- without a node, as a command line does it
+
+
+def test_the_lease_is_edited_without_a_node(lab):
+    backend = lab.storage()
+    backend.open("lab")
+    for act in (
+        lambda: cluster._set_paused(backend, True),
+        lambda: cluster._ask_step_down(backend),
+    ):
+        with pytest.raises(RuntimeError, match="no lease"):
+            act()
+    (a,) = lab.started("a")
+    b, c = lab.node("b"), lab.node("c", priority=None)
+    for control in (b, c):
+        control.start()
+    until(lambda: sum(n.is_active for n in a.cluster.nodes.values()) == 3)
+    for name, why in (("a", "is the primary"), ("c", "None"), ("x", "no member")):
+        with pytest.raises(ValueError) as caught:
+            cluster._ask_step_down(backend, name)
+        assert repr(name) in str(caught.value) and why in str(caught.value)
+    cluster._set_paused(backend, True)
+    until(lambda: a.status()["paused"] and b.status()["paused"])
+    with pytest.raises(ValueError, match="paused"):
+        cluster._ask_step_down(backend, "b")
+    cluster._set_paused(backend, False)
+    until(lambda: not a.status()["paused"])
+    assert a.is_primary and lab.count("start") == 1
+    until(lambda: a._runtime.core.no_successor("b") is None)
+    cluster._ask_step_down(backend, "b")
+    assert b.wait_for_primary(10)
+    b.stop()
+    b.join(10)
+    a.stop()
+    a.join(10)
+    with pytest.raises(RuntimeError, match="released"):
+        cluster._ask_step_down(backend)

@@ -509,6 +509,145 @@ def test_nobody_steps_down_for_whom_cannot_take_over():
     assert world.primary().core is first
 
 
+# ---- pausing the cluster, and other changes to a lease that another one holds
+
+
+def lines(said, *words):
+    return [line for line in said if all(word in line for word in words)]
+
+
+def paused(through=None, **plan):
+    """A cluster that was paused on a node, or past all of them; all know it."""
+    said = []
+    world = World(Plan(3, **plan), say=said.append)
+    world.boot_all()
+    world.wait_for(world.is_settled, 10 * D)
+    world.run(2 * D)
+    process = world.primary() if through == "primary" else (
+        world.others()[0] if through == "member" else None
+    )
+    world.ask_to_pause(True, process)
+    world.run(C + 0.1)
+    return world, said
+
+
+@pytest.mark.parametrize("through", ["primary", "member", None])
+def test_in_a_paused_cluster_the_primary_goes_on_and_nobody_succeeds_it(through):
+    world, said = paused(through)
+    assert len(lines(said, "  the cluster is paused")) == 3  # once on each
+    world.run(10 * D)
+    assert starts(world) == 1 and world.store.lease.paused
+    primary = world.primary()
+    assert primary.core.paused and primary.core.explain() == "it is the primary"
+    world.crash(primary.name)
+    world.run(5 * D)
+    assert starts(world) == 1
+    for process in world.alive:
+        assert "until resume()" in process.core.explain()
+        assert "until resume()" in process.core.explain_none()
+    world.ask_to_pause(False, world.alive[0] if through else None)
+    # the change of the lease is seen by C, and from then the others wait for L
+    assert wait_for_start(world, 2 * L) < C + L + 0.1
+    world.settle()
+    assert len(lines(said, "  the cluster is resumed")) == 2
+    assert len(lines(said, "  the cluster is paused")) == 3
+
+
+def test_a_pause_survives_the_primary_that_stops_and_all_nodes():
+    world, said = paused()
+    world.ask_to_stop(world.primary())
+    world.run(5 * D)
+    assert starts(world) == 1 and world.store.lease.released
+    for process in list(world.alive):
+        world.ask_to_stop(process)
+    world.run(D)
+    world.boot_all()
+    world.run(L + COMMON.freeze_limit + D)
+    assert starts(world) == 1 and world.store.lease.paused
+    world.ask_to_pause(False)
+    wait_for_start(world, C + 0.1)
+    world.settle()
+
+
+def test_a_primary_that_is_cut_off_is_not_deposed_while_the_cluster_is_paused():
+    world, said = paused()
+    primary = world.primary()
+    world.isolate(primary.name)
+    world.run(5 * D)
+    assert world.primary() is primary and starts(world) == 1
+
+
+def test_a_primary_without_storage_does_not_hand_over_while_the_cluster_is_paused():
+    world, said = paused()
+    primary = world.primary()
+    world.set_storage("error", primary.name)
+    world.run(10 * C)
+    assert world.primary() is primary and starts(world) == 1  # frozen
+    world.set_storage("ok")
+    world.settle()
+
+
+def test_who_finds_its_lease_edited_counts_on_from_its_own_last_renewal():
+    world = settled(common=timings(freeze=0.0))
+    primary = world.primary()
+    world.set_storage("readonly", primary.name)  # it can look, and not renew
+    world.run(0.7)
+    deadline = primary.core.primacy[1]
+    world.ask_to_pause(True)
+    world.ask_to_pause(False)
+    world.wait_for(lambda: primary.core._held.counter > cluster.EDIT_STEP, R)
+    assert primary.core.primacy[1] == deadline
+    world.wait_for(lambda: not primary.is_primary, R)
+
+
+def test_an_edit_that_races_with_renewals_is_found_and_built_upon():
+    world = settled()
+    for number in range(50):
+        world.run(world.dice.between(0.1, 1.3))
+        world.ask_to_pause(number % 2 == 0)
+    world.run(L)
+    assert starts(world) == 1 and not world.store.lease.paused
+    world.settle()
+
+
+def test_an_edit_while_the_primary_stops_does_not_keep_it_from_releasing():
+    world = settled(stop_callback=(1.0, 1.0), long_callbacks=True)
+    world.ask_to_step_down(world.primary())
+    world.run(0.9)
+    world.mounts["n1"].swap_reply_delay = 0.3
+    world.ask_to_pause(True)
+    world.run(0.1)
+    world.ask_to_pause(False)
+    assert wait_for_start(world, L) < 2 * C
+
+
+def test_without_a_lease_there_is_nothing_to_pause():
+    said = []
+    world = World(Plan(1), say=said.append)
+    node = world.boot("n1", start=False)
+    world.run(1.0)
+    world.ask_to_pause(True, node)
+    world.run(1.0)
+    assert lines(said, "pause or resume: there is no lease")
+    world.set_storage("hang")
+    world.ask_to_pause(True, node)
+    world.run(20.0)
+    assert lines(said, "pause or resume: the storage does not return")
+
+
+def test_the_lease_may_ask_its_holder_to_step_down():
+    world = for_the_least_preferred()
+    world.store.edit(step_down=True, successor=world.node("n4").incarnation)
+    assert wait_for_start(world, C) < C
+    assert world.primary().name == "n4" and not world.store.lease.step_down
+    world.store.edit(step_down=True)
+    assert wait_for_start(world, C) < C
+    assert world.primary().name == "n2"
+    world.store.edit(step_down=True, successor="f" * 16)
+    world.run(D)
+    assert world.primary().name == "n2" and not world.store.lease.step_down
+
+
 def test_a_slow_stop_callback_delays_the_successor_and_does_not_meet_it():
     world = settled(long_callbacks=True, stop_callback=(6.0, 6.0))
     world.isolate(world.primary().name)
@@ -1112,6 +1251,14 @@ def a_ghost_of_a_newer_version(core):
         raise Broken("liveness", "sent home by a ghost")
 
 
+def a_paused_cluster_whose_primary_dies(core):
+    world = settled(core=core)
+    world.ask_to_pause(True)
+    world.run(2 * C)
+    world.crash(world.primary().name)
+    world.run(5 * D)
+
+
 class StartsWithoutWaiting(cluster.Core):
     def _startable_at(self):
         return -cluster.FOREVER
@@ -1334,6 +1481,10 @@ class HeedsGhosts(cluster.Core):
         return not self._is_lost(peer)
 
 
+class ClaimsWhilePaused(cluster.Core):
+    paused = False
+
+
 BITES = [
     (StartsWithoutWaiting, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (TakesSilenceForDeath, a_primary_that_is_cut_off_by_udp, "S1 S3"),
@@ -1381,6 +1532,7 @@ BITES = [
     (RenewsBeforeAllElse, a_storage_whose_calls_take_nearly_a_third_of_the_deadline,
      "liveness"),
     (AsksTooSeldom, half_of_all_packets_lost, "liveness"),
+    (ClaimsWhilePaused, a_paused_cluster_whose_primary_dies, "pause"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
 ]  # fmt: skip
