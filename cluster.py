@@ -59,9 +59,9 @@ All durations are in seconds on a monotonic clock that goes on in suspend; the w
 clock is never compared.
 
 The file, from top to bottom: errors - vocabulary (what is stored, timings, events
-and actions) - versions - wire format - storage contract - shared folder - decision
-core (pure) - proof of death - I/O edges - views - ClusterControl - join, leave -
-command line.
+and actions) - versions - wire format - storage contract - shared folder - databases
+- decision core (pure) - proof of death - I/O edges - views - ClusterControl - join,
+leave - command line.
 """
 
 import atexit
@@ -106,6 +106,9 @@ __all__ = [
     "Cluster",
     "ClusterNode",
     "SharedFsStorageBackend",
+    "SqlStorageBackend",
+    "RedisStorageBackend",
+    "storage_from_url",
     "StorageBackend",
     "Snapshot",
     "Lease",
@@ -1839,6 +1842,734 @@ def _file_system(path: str) -> str:
     except (OSError, ValueError, IndexError):
         return ""
     return kind
+
+
+# --------------------------------------------------------------------------------
+# Storage backends: databases
+# --------------------------------------------------------------------------------
+
+_ROOT = "@"  # in place of a cluster's name, which is quoted: of the store as a whole
+_ANY = "*"  # in place of an expected version: whichever, or none
+_NETWORK_FILE_SYSTEMS = (
+    "nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "9p", "virtiofs", "vboxsf", "afs",
+    "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "ncpfs", "davfs",
+)  # fmt: skip
+_SQL_DRIVERS = {  # in the order in which they are looked for: (import name, SQLAlchemy's)
+    "postgresql": (("psycopg", "psycopg"), ("psycopg2", "psycopg2"), ("pg8000", "pg8000")),
+    "mysql": (("pymysql", "pymysql"), ("MySQLdb", "mysqldb")),
+}  # fmt: skip
+_SQL_DRIVERS["mariadb"] = _SQL_DRIVERS["mysql"]
+
+
+def _driver(name: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        text = "%s cannot be imported (%s): pip install 'drop-in-cluster[%s]'"
+        raise ClusterError(text % (name, error, extra)) from None
+
+
+class _RowStorage(StorageBackend):
+    """What the databases share: a cluster is a few rows, item -> (version, value).
+
+    - identity: the version is the cluster id, the value is empty;
+    - joins: the version is the highest join number given, the value is empty;
+    - lease: the version is the stamp and the holder, the value is JSON;
+    - node-NAME.INCARNATION: the version is the join number, the value is JSON.
+
+    Above all clusters stands another identity, that of the store. With it, a
+    cluster whose rows are gone was wiped; without it, this is an empty store in
+    place of the right one: a restored database, a replica, a restart without data.
+    """
+
+    def __init__(self, place: str, secrets: Iterable[Any], create: bool, timeout: float):
+        self.create = create
+        self.timeout = _seconds("timeout", timeout)
+        self._place = place  # without user or password: it is in errors
+        self._secrets = [str(secret) for secret in secrets if secret]
+        self._space = ""
+        self._cluster_id = ""
+        self._root: Optional[str] = None
+        self._id_missing_since: Optional[float] = None
+        self._top_number = 0
+        self._records: Dict[str, Tuple[str, Optional[NodeRecord]]] = {}
+
+    def __repr__(self) -> str:
+        return "%s(%r)" % (type(self).__name__, self._place)
+
+    # ---- what an engine can do; any exception means that the outcome is unknown
+
+    def _prepare(self) -> None:
+        """Makes what the rows need, if allowed."""
+
+    def _rows(self, space: str) -> Dict[str, Tuple[str, str]]:
+        """All the rows of a cluster, as they were at one instant."""
+        raise NotImplementedError
+
+    def _swap(self, item: str, expected: Optional[str], version: str, value: str) -> int:
+        """Changes a row whose version is `expected` (None: if there is no such row).
+
+        Returns 1 if it did, 0 if the version was another, -1 if the row is missing
+        and the cluster's identity is too: nothing is ever added to another store.
+        """
+        raise NotImplementedError
+
+    def _found(self, space: str, identity: str) -> None:
+        """Adds an identity unless there is one."""
+        raise NotImplementedError
+
+    def _delete(self, item: str) -> None:
+        raise NotImplementedError
+
+    def _ask(self, call: Callable[[], Any], again: bool = False) -> Any:
+        """Carries out a call; `again`: once more, if a kept connection had ended."""
+        began = time.monotonic()
+        try:
+            return call()
+        except StorageError:
+            raise
+        except Exception as error:
+            took = time.monotonic() - began
+            if again and took < self.timeout / 2:
+                return self._ask(call)
+            # Not chained: drivers' errors hold statements, parameters and addresses
+            raise StorageError(self._why(error, took)) from None
+
+    def _why(self, error: Exception, took: float) -> str:
+        text = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        if took >= self.timeout:
+            text = "no answer within %g s: %s" % (self.timeout, text)
+        return "%s: %s (%s)" % (self._place, text, type(error).__name__)
+
+    # ---- which store is this?
+
+    def open(self, cluster_name: str) -> str:
+        space = _quote(cluster_name)
+        if space != self._space:
+            self._space, self._cluster_id, self._root = space, "", None
+        self._ask(self._prepare)
+        rows = self._ask(lambda: self._rows(space), True)
+        found = self._identity_in(rows) or self._bootstrap(bool(rows))
+        self._root = self._identity_in(self._ask(lambda: self._rows(_ROOT)))
+        self._id_missing_since = None
+        self._cluster_id = found
+        return found
+
+    def _identity(self) -> Optional[str]:
+        return self._identity_in(self._ask(lambda: self._rows(self._space), True))
+
+    def _identity_in(self, rows: Dict[str, Tuple[str, str]]) -> Optional[str]:
+        version = rows["identity"][0] if "identity" in rows else None
+        return version if _is_id(version) else None
+
+    def _bootstrap(self, has_rows: bool) -> str:
+        if self._cluster_id:
+            self._must_be_wiped()
+        if not self.create:
+            text = "%s holds no such cluster (create=True makes a new one)"
+            raise StorageError(text % self._place)
+        if has_rows:
+            self._wait_for_repair()
+        self._ask(lambda: self._found(_ROOT, _random_id()))
+        self._ask(lambda: self._found(self._space, _random_id()))
+        found = self._identity()
+        if found is None:
+            raise StorageError("%s: the cluster's id cannot be written" % self._place)
+        return found
+
+    def _wait_for_repair(self) -> None:
+        now = time.monotonic()
+        if self._id_missing_since is None:
+            self._id_missing_since = now
+        if now < self._id_missing_since + _IDENTITY_GRACE:
+            text = "%s: the cluster's id is missing; a running member restores it"
+            raise StorageError(text % self._place)
+        self._ask(lambda: self._delete("identity"))
+
+    def _must_be_wiped(self) -> None:
+        """Raises if not the cluster alone is gone, but the store that held it."""
+        root = self._identity_in(self._ask(lambda: self._rows(_ROOT), True))
+        if root is None or root != self._root:
+            text = (
+                "%s is empty, or another store: put the right one back, or stop every "
+                "node and start them anew there"
+            )
+            raise StorageError(text % self._place)
+
+    def repair(self, cluster_id: str) -> None:
+        found = self._identity()
+        if found not in (None, cluster_id):
+            raise StorageError("%s holds another cluster" % self._place)
+        if found is None:
+            self._must_be_wiped()
+            self._ask(lambda: self._delete("identity"))  # unreadable, if there is one
+            self._ask(lambda: self._found(self._space, cluster_id))
+        self._ask(lambda: self._swap("joins", None, str(self._top_number), ""))
+
+    # ---- reading
+
+    def read(self, fresh: bool = False) -> Snapshot:
+        if not self._cluster_id:
+            raise StorageError("%s: not opened" % self._place)
+        rows = self._ask(lambda: self._rows(self._space), True)
+        cluster_id = self._identity_in(rows)
+        if cluster_id is None:
+            self._must_be_wiped()
+        return Snapshot(cluster_id, self._lease_in(rows), self._nodes_in(rows))
+
+    def _lease_in(self, rows: Dict[str, Tuple[str, str]]) -> Optional[Lease]:
+        if "lease" not in rows:
+            return None
+        try:
+            return Lease.from_dict(json.loads(rows["lease"][1]))
+        except (ValueError, RecursionError) as error:
+            text = "%s: the lease cannot be understood: %.200s"
+            raise StorageError(text % (self._place, error)) from None
+
+    def _nodes_in(self, rows: Dict[str, Tuple[str, str]]) -> Tuple[NodeRecord, ...]:
+        cache = {}
+        for item, (_, value) in sorted(rows.items()):
+            if item.startswith("node-"):
+                known = self._records.get(item)
+                if known is None or known[0] != value:
+                    known = value, self._parse_record(item, value)
+                cache[item] = known
+        self._records = cache
+        return tuple(record for _, record in cache.values() if record is not None)
+
+    def _parse_record(self, item: str, value: str) -> Optional[NodeRecord]:
+        try:
+            _check(len(value) <= MAX_RECORD, "too long for a record", len(value))
+            record = NodeRecord.from_dict(json.loads(value))
+            _check(_node_item(*record[:2]) == item, "record of another node", record[:2])
+        except (ValueError, RecursionError) as error:
+            text = "%s: %s is no node record, and skipped: %.200s"
+            log.warning(text, self._place, item, error)
+            return None
+        self._top_number = max(self._top_number, record.join_number)
+        return record
+
+    # ---- writing
+
+    def next_join_number(self) -> int:
+        for _ in range(_RACES):
+            rows = self._ask(lambda: self._rows(self._space), True)
+            self._nodes_in(rows)  # if the counter is lost: above those of the records
+            found = rows["joins"][0] if "joins" in rows else None
+            given = int(found) if found and re.match("[0-9]{1,18}$", found) else 0
+            number = max(self._top_number, given) + 1
+            if self._change("joins", found, str(number), ""):
+                self._top_number = number
+                return number
+        raise StorageError("%s: no join number is to be had" % self._place)
+
+    def write_node(self, record: NodeRecord) -> None:
+        value = json.dumps(record.to_dict())
+        if len(value) > MAX_RECORD:
+            raise StorageError("%r: too long for a record" % record.name)
+        item, version = _node_item(record.name, record.incarnation), record.join_number
+        if not self._change(item, _ANY, str(version), value):
+            raise StorageError("%s: %s was written twice at once" % (self._place, item))
+
+    def remove_node(self, name: str, incarnation: str) -> None:
+        self._ask(lambda: self._delete(_node_item(name, incarnation)))
+
+    def swap_lease(self, expected: Optional[Lease], new: Lease) -> bool:
+        version = None if expected is None else _lease_version(expected)
+        value = json.dumps(new.to_dict())
+        return self._change("lease", version, _lease_version(new), value)
+
+    def _change(
+        self, item: str, expected: Optional[str], version: str, value: str
+    ) -> bool:
+        done = self._ask(lambda: self._swap(item, expected, version, value))
+        if done < 0:
+            raise StorageError("%s holds another cluster, or none" % self._place)
+        return bool(done)
+
+
+def _node_item(name: str, incarnation: str) -> str:
+    return "node-%s.%s" % (_quote(name), incarnation)
+
+
+def _lease_version(lease: Lease) -> str:
+    return "%d.%d.%s" % (lease.term, lease.counter, lease.holder)
+
+
+class SqlStorageBackend(_RowStorage):
+    """Keeps clusters in one table of PostgreSQL, MySQL, MariaDB or SQLite.
+
+    Needs SQLAlchemy 2 and a driver: `pip install 'drop-in-cluster[sql]'`. Each
+    operation is one statement by itself, so it works behind a connection pooler;
+    there are no advisory locks, no session settings, and nobody's clock is asked.
+    A read is one statement, a renewal another.
+
+    The table is `<prefix>storage` (cluster, item, version, value), and is created
+    if missing, which needs the right to create tables once; after that, SELECT,
+    INSERT, UPDATE and DELETE on it. What stands in it is text; nothing is secret.
+
+    Give the address of the one primary server, never that of a read replica or of a
+    proxy that sends reads to one. A server that fails over to a replica that lacks
+    its last commits has rolled the lease back: replicate synchronously, or see
+    `term`.
+
+    SQLite serves the nodes of one host, without a server. Its file must be on a
+    local disk: on a network file system it is refused, where that can be told.
+
+    Args:
+        url_or_engine: as SQLAlchemy takes it, for example
+            `postgresql://user:password@host/database`; with no driver named, one
+            that is installed is taken. Or an engine of the application's own, whose
+            pool, time-outs and tables' place are then the application's business.
+        table_prefix: what the table's name begins with.
+        create: whether to create the table and the cluster if they are not there.
+        timeout: seconds, for connecting and for each statement; well below the
+            renewal deadline. Drivers that take whole seconds round it up, and
+            libpq waits at least 2 s for a connection.
+
+    Raises:
+        ClusterError: SQLAlchemy or the driver is not installed.
+        ValueError: this is no such address, or one that no two processes share.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: Any,
+        *,
+        table_prefix: str = "cluster_",
+        create: bool = True,
+        timeout: float = 1.0,
+    ) -> None:
+        self._sql = _driver("sqlalchemy", "sql")
+        ok = re.match(r"[A-Za-z0-9_]{0,40}\Z", table_prefix) is not None
+        _check(ok, "table_prefix is letters, digits and _", table_prefix)
+        self._owned = isinstance(url_or_engine, (str, self._sql.engine.URL))
+        known = self._owned or hasattr(url_or_engine, "dialect")
+        _check(known, "not a database URL or an engine", type(url_or_engine).__name__)
+        url = self._parsed(url_or_engine) if self._owned else url_or_engine.url
+        secrets = [url.password] + [v for k, v in url.query.items() if "pass" in k]
+        super().__init__(_sql_place(url), secrets, create, timeout)
+        self._file = self._sqlite_file(url)
+        self._engine = self._connected(url) if self._owned else url_or_engine
+        if self._engine.dialect.is_async:
+            raise ValueError("%s: needs a driver that is not async" % self._place)
+        if not self._owned:
+            self._engine = url_or_engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._table = self._make_table(table_prefix + "storage")
+
+    def _parsed(self, url: Any) -> Any:
+        try:
+            url = self._sql.engine.make_url(url)
+            kind = url.get_backend_name()
+        except (self._sql.exc.ArgumentError, ValueError):  # the text may show a password
+            raise ValueError("this is no database URL that SQLAlchemy takes") from None
+        if kind == "postgres":
+            kind, url = "postgresql", url.set(drivername="postgresql")
+        if "+" in url.drivername or kind not in _SQL_DRIVERS:
+            return url
+        import importlib.util
+
+        for module, driver in _SQL_DRIVERS[kind]:
+            if importlib.util.find_spec(module) is not None:
+                return url.set(drivername="%s+%s" % (kind, driver))
+        names = " or ".join(module for module, _ in _SQL_DRIVERS[kind])
+        raise ClusterError("%s:// needs a driver: pip install %s" % (kind, names))
+
+    def _sqlite_file(self, url: Any) -> str:
+        if url.get_backend_name() != "sqlite":
+            return ""
+        ok = url.database and url.database != ":memory:" and url.database[:5] != "file:"
+        _check(bool(ok), "sqlite:/// needs the path of a file", url.database)
+        return os.path.abspath(str(url.database))
+
+    def _connected(self, url: Any) -> Any:
+        options: Dict[str, Any] = {"connect_args": self._time_outs(url)}
+        if self._file:
+            options["creator"] = self._connect_sqlite
+        options.update(isolation_level="AUTOCOMMIT", hide_parameters=True)
+        # No rollback after each statement, which would be a round trip
+        options.update(pool_reset_on_return=None, skip_autocommit_rollback=True)
+        options.update(poolclass=self._sql.QueuePool, pool_size=1)
+        options.update(max_overflow=MAX_ABANDONED, pool_timeout=self.timeout)
+        try:
+            return self._sql.create_engine(url, **options)
+        except (ImportError, self._sql.exc.NoSuchModuleError) as error:
+            raise ClusterError("%s: install its driver (%s)" % (self._place, error))
+
+    def _time_outs(self, url: Any) -> Dict[str, Any]:
+        whole = max(1, math.ceil(self.timeout))
+        known: Dict[str, Dict[str, Any]] = {
+            # no prepared statements: a pooler gives each transaction any connection
+            "psycopg": {"connect_timeout": max(2, whole), "prepare_threshold": None},
+            "psycopg2": {"connect_timeout": max(2, whole)},
+            "pg8000": {"timeout": self.timeout},
+            "mysqlconnector": {"connection_timeout": whole},
+        }
+        for driver in ("pymysql", "mysqldb"):
+            known[driver] = dict.fromkeys(
+                ("connect_timeout", "read_timeout", "write_timeout"), whole
+            )
+        found = known.get(url.get_driver_name(), {})
+        return {key: value for key, value in found.items() if key not in url.query}
+
+    def _connect_sqlite(self) -> Any:
+        import sqlite3
+        import urllib.parse
+
+        # Once opened, a file that is missing is gone, and is not made anew
+        mode = "rwc" if self.create and not self._cluster_id else "rw"
+        address = "file:%s?mode=%s" % (urllib.parse.quote(self._file), mode)
+        db = sqlite3.connect(
+            address,
+            uri=True,
+            timeout=0.05,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for writers
+            db.execute("PRAGMA synchronous=FULL")  # a power cut must not repeat a term
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _make_table(self, name: str) -> Any:
+        sql = self._sql
+        options = {}
+        for kind in ("mysql", "mariadb"):  # everything in it is quoted, or JSON: ASCII
+            options[kind + "_engine"] = "InnoDB"
+            options[kind + "_charset"] = "ascii"
+            options[kind + "_collate"] = "ascii_bin"
+        return sql.Table(
+            name,
+            sql.MetaData(),
+            sql.Column("cluster", sql.String(160), primary_key=True),
+            sql.Column("item", sql.String(190), primary_key=True),
+            sql.Column("version", sql.String(64), nullable=False),
+            sql.Column("value", sql.Text, nullable=False),
+            **options
+        )  # fmt: skip
+
+    # ---- rows
+
+    def _prepare(self) -> None:
+        if self._file:
+            folder = os.path.dirname(self._file)
+            kind = _file_system(folder)
+            if kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."):
+                text = "%s is on %s: SQLite's locks need a local disk; give a server's URL"
+                raise StorageError(text % (self._file, kind))
+            self.one_kernel = kind in _ONE_KERNEL_FILE_SYSTEMS
+        if not self._has_table():
+            if not self.create or self._cluster_id:
+                text = "%s has no table %s (create=True makes a new one)"
+                raise StorageError(text % (self._place, self._table.name))
+            self._make()
+
+    def _has_table(self) -> bool:
+        name = self._table.name
+        return bool(self._run(lambda db: self._sql.inspect(db).has_table(name)))
+
+    def _make(self) -> None:
+        make = self._sql.schema.CreateTable(self._table, if_not_exists=True)
+        try:
+            self._run(lambda db: db.execute(make))
+        except self._sql.exc.SQLAlchemyError:  # PostgreSQL: another made it just now
+            if not self._has_table():
+                raise
+
+    def _run(self, work: Callable[[Any], Any]) -> Any:
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return self._run_once(work)
+            except self._sql.exc.OperationalError as error:
+                # SQLite looks ever more rarely: begun anew, it gets in between others
+                busy = self._file and "locked" in str(error.orig)
+                if not busy or time.monotonic() >= deadline:
+                    raise
+
+    def _run_once(self, work: Callable[[Any], Any]) -> Any:
+        with self._engine.connect() as connection:
+            try:
+                self._must_be_same_file(connection)
+                with _Watchdog(connection, self.timeout):
+                    return work(connection)
+            except self._sql.exc.IntegrityError:
+                raise
+            except BaseException:  # an answer may still come: it is nobody else's
+                connection.invalidate()
+                raise
+
+    def _must_be_same_file(self, connection: Any) -> None:
+        """A file that was removed or replaced stays open, but is nobody else's."""
+        if self._file:
+            status = os.stat(self._file)
+            identity = status.st_dev, status.st_ino
+            if connection.info.setdefault("file", identity) != identity:
+                raise OSError("%s was replaced" % self._file)
+
+    def _rows(self, space: str) -> Dict[str, Tuple[str, str]]:
+        row = self._table.c
+        query = self._sql.select(row.item, row.version, row.value)
+        query = query.where(row.cluster == space)
+        found = self._run(lambda db: db.execute(query).all())
+        return {item: (version, value) for item, version, value in found}
+
+    def _swap(self, item: str, expected: Optional[str], version: str, value: str) -> int:
+        if expected is None:
+            return self._insert(item, version, value)
+        row = self._table.c
+        update = self._table.update().where(row.cluster == self._space, row.item == item)
+        if expected != _ANY:
+            update = update.where(row.version == expected)
+        update = update.values(version=version, value=value)
+        done = int(self._run(lambda db: db.execute(update).rowcount))
+        return done if done or expected != _ANY else self._insert(item, version, value)
+
+    def _insert(self, item: str, version: str, value: str) -> int:
+        row, text = self._table.c, self._sql.String
+        values = (self._space, item, version, value)
+        query = self._sql.select(*[self._sql.literal(v, text) for v in values])
+        query = query.where(
+            row.cluster == self._space,
+            row.item == "identity",
+            row.version == self._cluster_id,
+        )
+        insert = self._table.insert().from_select(
+            ["cluster", "item", "version", "value"], query
+        )
+        insert = insert.execution_options(preserve_rowcount=True)
+        try:
+            return int(self._run(lambda db: db.execute(insert).rowcount)) or -1
+        except self._sql.exc.IntegrityError:
+            return 0
+
+    def _found(self, space: str, identity: str) -> None:
+        insert = self._table.insert().values(
+            cluster=space, item="identity", version=identity, value=""
+        )
+        try:
+            self._run(lambda db: db.execute(insert))
+        except self._sql.exc.IntegrityError:
+            pass
+
+    def _delete(self, item: str) -> None:
+        row = self._table.c
+        delete = self._table.delete()
+        delete = delete.where(row.cluster == self._space, row.item == item)
+        self._run(lambda db: db.execute(delete))
+
+    def close(self) -> None:
+        if self._owned:
+            self._engine.dispose()
+
+
+def _sql_place(url: Any) -> str:
+    host = url.host or ""
+    if url.port:
+        host += ":%d" % url.port
+    return "%s://%s/%s" % (url.get_backend_name(), host, url.database or "")
+
+
+class _Watchdog:
+    """Ends a connection whose server does not answer: libpq would wait for ever.
+
+    Drivers with a time-out of their own show no descriptor, and need none of this.
+    """
+
+    def __init__(self, connection: Any, seconds: float) -> None:
+        self._timer: Optional[threading.Timer] = None
+        driver: Any = connection.connection.driver_connection
+        if not hasattr(driver, "fileno"):
+            return
+        try:
+            self._socket = socket.socket(fileno=os.dup(driver.fileno()))
+        except OSError:
+            return
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def _end(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            try:
+                self._timer.start()
+            except RuntimeError:  # 3.12 starts none while the interpreter ends
+                self._socket.close()
+                self._timer = None
+
+    def __exit__(self, *_: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # the descriptor may be another's after this
+            self._socket.close()
+
+
+class RedisStorageBackend(_RowStorage):
+    """Keeps clusters in Redis or Valkey, each in one hash.
+
+    Needs redis-py: `pip install 'drop-in-cluster[redis]'`. A read is one HGETALL, a
+    renewal one script. Nothing has a time to live, so nothing vanishes by itself.
+    The account needs HGETALL, HGET, HSET, HSETNX, HDEL, EVALSHA, EVAL and SCRIPT
+    LOAD on keys that begin with the prefix; the server must not evict them
+    (`maxmemory-policy noeviction`).
+
+    Not guaranteed:
+        Redis answers before a write is on disk, unless `appendfsync always` is set,
+        and before any replica has it. A restart, or a replica that is promoted
+        (Sentinel, Cluster, managed services), may so roll the lease back: that is a
+        storage without an atomic compare-and-swap, N4. `min-replicas-to-write`
+        narrows the window, and WAIT, which this backend does not send, would too;
+        neither closes it. One server with `appendonly yes` and `appendfsync always`
+        keeps every guarantee.
+
+    Args:
+        url_or_client: `redis://`, `rediss://`, `valkey://`, `valkeys://` or
+            `unix://`, as redis-py takes it; or a client, whose time-outs and retries
+            are then the application's business. For Redis Cluster: a client of it.
+        prefix: what the keys begin with.
+        create: whether to create the cluster if it is not there.
+        timeout: seconds, for connecting and for each answer.
+
+    Raises:
+        ClusterError: redis-py is not installed.
+        ValueError: this is no such address.
+    """
+
+    _SWAP = """
+        local found = redis.call('HGET', KEYS[1], ARGV[2])
+        if not found and redis.call('HGET', KEYS[1], 'identity') ~= ARGV[1] then
+            return -1
+        end
+        local version = found and string.match(found, '^[^ ]*') or ''
+        if ARGV[3] ~= '*' and ARGV[3] ~= version then return 0 end
+        redis.call('HSET', KEYS[1], ARGV[2], ARGV[4])
+        return 1
+    """
+
+    def __init__(
+        self,
+        url_or_client: Any,
+        *,
+        prefix: str = "cluster:",
+        create: bool = True,
+        timeout: float = 1.0,
+    ) -> None:
+        self._prefix = prefix
+        self._owned = isinstance(url_or_client, str)
+        seconds = _seconds("timeout", timeout)
+        client = self._client_of(url_or_client, seconds) if self._owned else url_or_client
+        pool = getattr(client, "connection_pool", None)
+        settings = getattr(pool, "connection_kwargs", {})
+        super().__init__(
+            _redis_place(settings), [settings.get("password")], create, timeout
+        )
+        self._client = client
+        self._swap_script = client.register_script(self._SWAP)
+
+    def _client_of(self, url: str, seconds: float) -> Any:
+        redis = _driver("redis", "redis")
+        backoff = _driver("redis.backoff", "redis")
+        scheme = url.partition("://")[0]
+        schemes = {"valkey": "redis", "valkeys": "rediss"}
+        try:
+            return redis.Redis.from_url(
+                schemes.get(scheme, scheme) + url[len(scheme) :],
+                socket_timeout=seconds,
+                socket_connect_timeout=seconds,
+                # a second try is not ours to make in the time that there is
+                retry=_driver("redis.retry", "redis").Retry(backoff.NoBackoff(), 0),
+            )
+        except ValueError:  # its text may show a password
+            raise ValueError("this is no Redis URL that redis-py takes") from None
+
+    def _key(self, space: str) -> str:
+        return self._prefix + space
+
+    def _rows(self, space: str) -> Dict[str, Tuple[str, str]]:
+        rows = {}
+        for item, text in self._client.hgetall(self._key(space)).items():
+            version, _, value = _as_text(text).partition(" ")
+            rows[_as_text(item)] = version, value
+        return rows
+
+    def _swap(self, item: str, expected: Optional[str], version: str, value: str) -> int:
+        text = "%s %s" % (version, value) if value else version
+        arguments = [self._cluster_id, item, expected or "", text]
+        keys = [self._key(self._space)]
+        return int(self._swap_script(keys=keys, args=arguments))
+
+    def _found(self, space: str, identity: str) -> None:
+        self._client.hsetnx(self._key(space), "identity", identity)
+
+    def _delete(self, item: str) -> None:
+        self._client.hdel(self._key(self._space), item)
+
+    def close(self) -> None:
+        if self._owned:
+            self._client.close()
+
+
+def _as_text(value: Union[str, bytes]) -> str:
+    """Whatever `decode_responses` is for the client."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _redis_place(settings: Dict[str, Any]) -> str:
+    if "path" in settings:
+        return "unix://%s" % settings["path"]
+    host, port = settings.get("host", "localhost"), settings.get("port", 6379)
+    return "redis://%s:%s/%s" % (host, port, settings.get("db") or 0)
+
+
+def storage_from_url(url: str, **options: Any) -> StorageBackend:
+    """The backend for an address, so that a setting can name the storage.
+
+    - `file:///srv/shared`: a shared folder;
+    - `sqlite:////srv/cluster.sqlite`, `postgresql://...`, `mysql://...`,
+      `mariadb://...`: as SQLAlchemy takes them, `postgresql+psycopg://` included;
+    - `redis://...`, `rediss://...`, `valkey://...`, `valkeys://...`, `unix://...`.
+
+    Args:
+        url: the address.
+        **options: keyword arguments of that backend, such as `create=False`.
+
+    Raises:
+        ValueError: no such kind of address; nothing that is secret is in the text.
+        ClusterError: a library that it needs is not installed.
+    """
+    import urllib.parse
+    import urllib.request
+
+    scheme, colon, _ = url.partition(":")
+    kind = scheme.partition("+")[0].lower() if colon else ""
+    if kind == "file":
+        parts = urllib.parse.urlsplit(url)
+        local = parts.netloc in ("", "localhost") and parts.path not in ("", "/")
+        _check(local, "a folder is file:///path, three slashes", parts.netloc)
+        path = urllib.request.url2pathname(parts.path)
+        return SharedFsStorageBackend(path, **options)
+    if kind in ("sqlite", "postgresql", "postgres", "mysql", "mariadb"):
+        return SqlStorageBackend(url, **options)
+    if kind in ("redis", "rediss", "valkey", "valkeys", "unix"):
+        return RedisStorageBackend(url, **options)
+    text = (
+        "a storage URL begins with file://, sqlite://, postgresql://, mysql://, "
+        "mariadb://, redis://, rediss://, valkey:// or unix://, not with"
+    )
+    shown = kind if re.match("[a-z0-9]{1,20}$", kind) else "(none of a known form)"
+    raise ValueError("%s %s" % (text, shown))
 
 
 # --------------------------------------------------------------------------------

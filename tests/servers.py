@@ -272,7 +272,8 @@ class Redis(Server):
 
 
 class SQLite:
-    """No server: a file. `pause` has another process lock it."""
+    """No server: a file, in memory if there is a place: its flushes would load the
+    machine's disk. `pause` has another process lock it."""
 
     HOLD = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=30);"
@@ -280,7 +281,8 @@ class SQLite:
     )
 
     def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="cluster-SQLite-")
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = tempfile.mkdtemp(prefix="cluster-SQLite-", dir=memory)
         self.path = os.path.join(self.folder, "cluster.sqlite")
         self.holder = None
 
