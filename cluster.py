@@ -342,6 +342,9 @@ class NodeRecord(NamedTuple):
     """What the node says of itself: a JSON object, as text."""
     priority: Optional[int] = 0
     """Candidates with a higher one are preferred; None: never the primary."""
+    companions: Tuple[Tuple[int, int], ...] = ()
+    """Pid and start time of processes of `process`'s machine and namespaces that do
+    this node's work: the node is not dead before all of them are."""
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -372,6 +375,7 @@ class NodeRecord(NamedTuple):
         _check(isinstance(data, dict), "a node record is a JSON object", data)
         known = {key: data[key] for key in cls._fields if key in data}
         known["process"] = _process_from(data.get("process", {}))
+        known["companions"] = _companions_from(data.get("companions", []))
         try:
             record = cls(**known)
         except TypeError as error:  # it names what is missing
@@ -406,6 +410,15 @@ def _process_from(data: Any) -> ProcessIdentity:
     start = values["start_time"]
     _check(_is_int(start), "process start_time", start)
     return ProcessIdentity(**values)
+
+
+def _companions_from(data: Any) -> Tuple[Tuple[int, int], ...]:
+    _check(isinstance(data, (list, tuple)), "node companions", data)
+    for item in data:
+        ok = isinstance(item, (list, tuple)) and len(item) == 2
+        ok = ok and _is_int(item[0], 1, 2**31 - 1) and _is_int(item[1])
+        _check(ok, "node companions", item)
+    return tuple((pid, start_time) for pid, start_time in data)
 
 
 class Snapshot(NamedTuple):
@@ -677,9 +690,13 @@ class PauseDone(NamedTuple):
 
 
 class Described(NamedTuple):
-    """Event: the node's metadata is another one, to be told to the others."""
+    """Event: the node's record changes, which the others are to be told.
 
-    metadata: str
+    `Core.written` is the record as the storage has confirmed it. None: as before.
+    """
+
+    metadata: Optional[str] = None
+    companions: Optional[Tuple[Tuple[int, int], ...]] = None
 
 
 class Expired(NamedTuple):
@@ -2701,6 +2718,7 @@ class Core:
         self._lost_after = timings.detection_time  # asked for at every turn
         self._ask_interval = timings.ask_interval
         self.record = record
+        self.written: Optional[NodeRecord] = None
         self.first_term = first_term
         self._least_term = 0  # above all that were seen in a store that is forgotten
         self.role = JOINING
@@ -2922,8 +2940,12 @@ class Core:
 
     def _joined(self, record: NodeRecord) -> None:
         # Described anew meanwhile?
-        self._write_wanted = record.metadata != self.record.metadata
-        self.record = record._replace(metadata=self.record.metadata)
+        own = self.record
+        self.record = record._replace(
+            metadata=own.metadata, companions=own.companions
+        )
+        self.written = record
+        self._write_wanted = record != self.record
         self.role = MEMBER
         self._top_join = max(self._top_join, record.join_number)
         self._read_wanted = self._beat_wanted = True
@@ -3036,6 +3058,7 @@ class Core:
         self._out.append(PauseDone(self._pauses.pop(0).ticket, error))
 
     def _wrote(self, record: NodeRecord, purpose: str) -> None:
+        self.written = record
         if record == self.record:
             self._write_wanted = False
             if self._described:
@@ -3165,6 +3188,12 @@ class Core:
             peer.dismissed = peer.dismissed and record.notice > peer.record.notice
         if record != peer.record or peer.missing_since is not None:
             peer.record_at = self._now
+        if peer.dead_at is not None and peer.record is not None:
+            if record.companions != peer.record.companions:
+                # The proof was made of an old record; these may live. Who was proven
+                # dead wrote it before, so no start follows on a read that lacks it
+                peer.dead_at, peer.reported = None, False
+                self._out.append(Examine(record))
         peer.record, peer.missing_since = record, None
         peer.stopped_term = max(peer.stopped_term, record.stopped_term)
         notice = (record.running_term, record.notice)
@@ -4485,7 +4514,9 @@ class Core:
         self._pauses.append(event)
 
     def _on_described(self, event: Described) -> None:
-        self.record = self.record._replace(metadata=event.metadata)
+        for field, value in event._asdict().items():
+            if value is not None:
+                self.record = self.record._replace(**{field: value})
         self._write_wanted = self._described = True
 
     def _on_expired(self, event: Expired) -> None:
@@ -5002,7 +5033,10 @@ class _Coroner:
             return False
         if record.process.boot_id != self.own.process.boot_id:
             return self._ended_with_its_boot(record)
-        return self._process_is_gone(record.process) or self._left(record, bind)
+        if all(map(self._process_is_gone, _processes(record))):
+            return True
+        # Companions hold no port: a free one says nothing about them
+        return not record.companions and self._left(record, bind)
 
     def _may_judge(self, record: NodeRecord) -> bool:
         known = record.process.boot_id and self.own.process.boot_id
@@ -5055,14 +5089,16 @@ class _Coroner:
         return _process_stat(str(theirs.pid)) if self._sees_pids else _ProcessStat()
 
     def watch(self, record: NodeRecord) -> Optional[int]:
-        """A file descriptor that is readable once the record's process is dead.
+        """A file descriptor that is readable once a process of the record is dead.
 
-        None where the kernel cannot tell: on another host, in this very process,
+        With companions, the first that lives: ask `is_dead`, and watch anew. None where the kernel cannot tell: on another host, in this very process,
         without pidfds, or if the process has gone already (ask `is_dead`). The
         same record gets the same descriptor, until it is forgotten.
         """
         if record.incarnation not in self._pidfds and self._may_watch(record):
-            fd = self._open_pidfd(record.process)
+            living = (p for p in _processes(record) if not self._process_is_gone(p))
+            opened = map(self._open_pidfd, living)
+            fd = next((fd for fd in opened if fd is not None), None)
             if fd is not None:
                 self._pidfds[record.incarnation] = fd
         return self._pidfds.get(record.incarnation)
@@ -5101,6 +5137,16 @@ class _Coroner:
         """Closes all descriptors. Idempotent."""
         for incarnation in list(self._pidfds):
             self.forget(incarnation)
+
+
+def _processes(record: NodeRecord) -> List[ProcessIdentity]:
+    """All that must be dead before the node is."""
+    process = record.process
+    companions = [
+        process._replace(pid=pid, start_time=start_time)
+        for pid, start_time in record.companions
+    ]
+    return [process] + companions
 
 
 def _can_bind(record: NodeRecord) -> bool:
@@ -5615,7 +5661,7 @@ class _Runtime:
             elif key.fileobj is self._woken:
                 self._drain_wakes()
             else:
-                events.append(ProvenDead(self._unwatch(key.fd)))
+                self._process_ended(self._unwatch(key.fd), events)
         while self._inbox:
             events.append(self._inbox.popleft())
         self._poll_processes(events)
@@ -5646,17 +5692,21 @@ class _Runtime:
         if self.fallen and self.fallen == core.primacy[0]:
             events.insert(0, Expired(self.fallen))
         with self.changed:
-            before = core.primacy[0], core.role, core.record.stopped_term
+            before = self._milestones()
             actions = self._guarded_step(events)
             self.primacy = core.primacy
-            after = core.primacy[0], core.role, core.record.stopped_term
             self._news = self._observer.look(self)
-            if before != after:
+            if before != self._milestones():
                 self._notify()
         if core.cluster_id is not None and core.cluster_id != self._tag_of:
             self._tag_of = core.cluster_id
             self._tag = _cluster_tag(self._control.cluster_name, core.cluster_id)
         return actions
+
+    def _milestones(self) -> Tuple[object, ...]:
+        """What other threads may wait for."""
+        core = self.core
+        return core.primacy[0], core.role, core.record.stopped_term, core.written
 
     def _notify(self) -> None:
         """With the lock held: wakes all who wait for a change."""
@@ -5765,6 +5815,14 @@ class _Runtime:
             self._selector.register(fd, selectors.EVENT_READ)
         if self._coroner.is_dead(record, action.bind):
             events.append(ProvenDead(record.incarnation))
+
+    def _process_ended(self, incarnation: str, events: List[Event]) -> None:
+        """The kernel said so; companions, if there are any, have to be dead too."""
+        peer = self.core.peers.get(incarnation)
+        if peer is not None and peer.record is not None and peer.record.companions:
+            self._examine(Examine(peer.record), events)
+        else:
+            events.append(ProvenDead(incarnation))
 
     def _unwatch(self, fd: int) -> str:
         incarnation = self._watched.pop(fd)
@@ -7179,6 +7237,456 @@ atexit.register(_stop_at_exit)
 
 
 # --------------------------------------------------------------------------------
+# Command line: run COMMAND on the primary alone
+# --------------------------------------------------------------------------------
+#
+# The supervisor (this program: the node) starts a guardian (the same file), which
+# starts COMMAND in a session of its own. The guardian knows the lease's deadline,
+# and needs nobody to end COMMAND then: neither a supervisor that is stopped, nor one
+# that is dead, which the end of their socket tells. All three are in the node's
+# record before COMMAND begins, so nobody takes the supervisor's death for the end.
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_GRACE = 0.75  # of the stop budget: the rest is for what SIGKILL takes
+_SETTLED = 1.0  # seconds; a COMMAND that ends sooner has failed to start
+_POLL = 0.02  # seconds between two looks at processes that are to end
+
+
+def _prctl(option: int, value: int) -> None:
+    """On Linux only; elsewhere what it would do is not to be had."""
+    try:
+        import ctypes
+
+        if sys.platform.startswith("linux"):
+            ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass
+
+
+def _descendants(root: int) -> List[int]:
+    """All processes below `root`, where /proc tells."""
+    if not _sees_own_pids():
+        return []
+    children: Dict[int, List[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        fields = _read_bytes("/proc/%s/stat" % name).rpartition(b")")[2].split()
+        if len(fields) > 1:
+            children.setdefault(int(fields[1]), []).append(int(name))
+    found = [root]
+    for pid in found:  # grows on the way
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def _signal(send: Callable[[int, int], None], pid: int, number: int) -> bool:
+    try:
+        send(pid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and has become another user's
+        pass
+    return True
+
+
+def _signal_family(group: int, number: int) -> bool:
+    """Signals the group, and what has left it; False once there is nobody."""
+    found = group > 0 and _signal(os.killpg, group, number)
+    for pid in _descendants(os.getpid()):
+        try:
+            outside = os.getpgid(pid) != group
+        except OSError:
+            continue
+        found = (outside and _signal(os.kill, pid, number)) or found
+    return found
+
+
+def _reap() -> Dict[int, int]:
+    """Takes leave of all children that have ended: exit codes by pid."""
+    ended: Dict[int, int] = {}
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return ended
+            killed = os.WIFSIGNALED(status)
+            ended[pid] = 128 + os.WTERMSIG(status) if killed else os.WEXITSTATUS(status)
+    except ChildProcessError:
+        return ended
+
+
+class _Guardian:
+    """The guardian process: one COMMAND, from its start to the end of all of it.
+
+    Its only ways to end are that COMMAND and all its descendants have ended, or
+    SIGKILL. Of the latter the kernel tells COMMAND itself, by a SIGKILL as well; the
+    supervisor then ends the rest.
+    """
+
+    def __init__(self, link: socket.socket, grace: float, command: List[str]) -> None:
+        self._link, self._grace, self._command = link, grace, command
+        self._unread = b""
+        self._deadline = FOREVER
+        self._kill_at: Optional[float] = None  # set: all is to end
+        self._code: Optional[int] = None
+        self._gate, self._child = self._fork()
+
+    def _fork(self) -> Tuple[socket.socket, int]:
+        """COMMAND's process, which waits behind a gate until it may begin."""
+        import signal
+
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)  # not SIG_IGN: COMMAND inherits it
+        gate, theirs = socket.socketpair()
+        guardian = os.getpid()
+        child = os.fork()
+        if not child:
+            gate.close()
+            self._become_command(theirs, guardian)
+        theirs.close()
+        gate.recv(1)
+        return gate, child
+
+    def _become_command(self, gate: socket.socket, guardian: int) -> None:
+        import signal
+
+        code = 126  # as shells have it: found, but cannot be run
+        try:
+            os.setsid()
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            gate.send(b"r")
+            if os.getppid() == guardian and gate.recv(1):
+                os.execvp(self._command[0], self._command)
+            code = 0
+        except OSError as error:
+            text = "cluster: cannot run %s: %s\n" % (self._command[0], error.strerror)
+            os.write(2, text.encode(errors="replace"))
+            code = 127 if error.errno == errno.ENOENT else code
+        finally:
+            os._exit(code)
+
+    def run(self) -> None:
+        import signal
+
+        waker, woken = socket.socketpair()
+        for end in (waker, woken):
+            end.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        self._say("child", self._child, _process_stat(str(self._child)).start_time)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._link, selectors.EVENT_READ, self._listen)
+            selector.register(woken, selectors.EVENT_READ, lambda: woken.recv(4096))
+            while not self._is_over():
+                for key, _ in selector.select(self._timeout()):
+                    if key.data() is False:
+                        selector.unregister(key.fileobj)
+        self._say("ended", self._code)
+
+    def _timeout(self) -> float:
+        at = self._deadline if self._kill_at is None else self._kill_at
+        # not longer: select's own clock stands still in suspend
+        return max(_POLL, min(at - _clock(), 0.2))
+
+    def _is_over(self) -> bool:
+        import signal
+
+        self._code = _reap().get(self._child, self._code)
+        now, last = _clock(), self._deadline + self._grace
+        if self._kill_at is None and (self._code is not None or now >= self._deadline):
+            self._end(signal.SIGTERM, min(now + self._grace, last))
+        if self._kill_at is None:
+            return False
+        kill = now >= min(self._kill_at, last)
+        # Reaped before the look, so that no zombie of ours counts
+        return not _signal_family(self._child, signal.SIGKILL if kill else 0)
+
+    def _end(self, number: int, kill_at: float) -> None:
+        if self._kill_at is None:
+            _signal_family(self._child, number)
+        self._kill_at = min(self._kill_at or kill_at, kill_at)
+        self._gate.close()
+
+    def _listen(self) -> bool:
+        """Takes what the supervisor says; False at the end of it."""
+        import signal
+
+        try:
+            data = self._link.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            self._end(signal.SIGTERM, _clock() + self._grace)
+            return False
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._obey(*json.loads(line.decode()))
+        return True
+
+    def _obey(self, word: str, *values: Any) -> None:
+        if word == "end":
+            self._end(*values)
+            return
+        self._deadline = values[0]
+        if word == "begin" and self._kill_at is None and _clock() < self._deadline:
+            self._gate.send(b"g")
+
+    def _say(self, *message: object) -> None:
+        try:
+            self._link.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:  # the supervisor is dead
+            pass
+
+
+def _guard(arguments: List[str]) -> int:
+    """`cluster.py _guardian SOCKET GRACE COMMAND...`, for `_Work` alone."""
+    link = socket.socket(fileno=int(arguments[0]))
+    link.set_inheritable(False)
+    _Guardian(link, float(arguments[1]), arguments[2:]).run()
+    return 0
+
+
+class _Work:
+    """COMMAND in one term, as the supervisor has it: by way of a guardian process.
+
+    Thread:
+        One of its own hears the guardian. All else from any thread.
+    """
+
+    def __init__(
+        self,
+        command: List[str],
+        grace: float,
+        environment: Dict[str, str],
+        notify: Callable[[], object],
+    ) -> None:
+        import subprocess
+
+        self._notify = notify
+        self._changed = threading.Condition()
+        self._link, theirs = socket.socketpair()
+        # -I: nothing beside this file is to pass for the standard library's
+        program = [sys.executable, "-I", os.path.abspath(__file__), "_guardian"]
+        with theirs:
+            self._guardian = subprocess.Popen(
+                program + [str(theirs.fileno()), repr(grace)] + command,
+                env=environment, pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+        self._child: Optional[Tuple[int, int]] = None
+        self.code: Optional[int] = None
+        """COMMAND's exit code; 128 + N if signal N has ended it."""
+        self.ended = False
+        """True once COMMAND and all its descendants are dead."""
+        threading.Thread(target=self._hear, name="cluster-work", daemon=True).start()
+
+    def companions(self) -> Tuple[Tuple[int, int], ...]:
+        """Guardian and COMMAND's process, which does not run COMMAND yet."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._child or self.ended)
+        guardian = self._guardian.pid
+        start_time = _process_stat(str(guardian)).start_time
+        return ((guardian, start_time), self._child) if self._child else ()
+
+    def begin(self, deadline: float) -> None:
+        self._say("begin", deadline)
+
+    def renew(self, deadline: float) -> None:
+        self._say("until", deadline)
+
+    def end(self, number: int, grace: float) -> None:
+        """Signals all of it, kills it after `grace` seconds, returns when it is dead."""
+        self._say("end", number, _clock() + grace)
+        if not self.wait(grace + 1.0):
+            log.error("the guardian of COMMAND does not answer, and is killed")
+            self._guardian.kill()
+            self.wait(None)
+
+    def wait(self, timeout: Optional[float]) -> bool:
+        """True once it has ended, within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.ended, timeout)
+
+    def _say(self, *message: object) -> None:
+        try:
+            data = json.dumps(message).encode() + b"\n"
+            self._link.send(data, socket.MSG_DONTWAIT)
+        except OSError:  # it is dead; or stopped, which `end` finds out
+            pass
+
+    def _hear(self) -> None:
+        with self._link.makefile("rb") as lines:
+            for line in lines:
+                word, *values = json.loads(line.decode())
+                if word == "child":
+                    self._become(child=(values[0], values[1]))
+                else:
+                    self._become(code=values[0], ended=True)
+        if not self.ended:
+            log.error("the guardian of COMMAND was killed; COMMAND is ended")
+            self._end_by_force()
+        self._guardian.wait()
+        self._link.close()
+
+    def _become(
+        self,
+        child: Optional[Tuple[int, int]] = None,
+        code: Optional[int] = None,
+        ended: bool = False,
+    ) -> None:
+        with self._changed:
+            self._child, self.code = child or self._child, code
+            self.ended = ended
+            self._changed.notify_all()
+        self._notify()
+
+    def _end_by_force(self) -> None:
+        """Without a guardian all of its family is the supervisor's: a subreaper."""
+        import signal
+
+        group = self._child[0] if self._child else 0
+        while _signal_family(group, signal.SIGKILL):
+            _reap()
+            time.sleep(_POLL)
+        self._become(code=128 + signal.SIGKILL, ended=True)
+
+
+class _Supervisor:
+    """`run`: one node of the cluster, whose work as primary is COMMAND."""
+
+    def __init__(self, options: Any) -> None:
+        given = {name: getattr(options, name) for _, _, names in _SETTINGS for name in names}
+        settings: Dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        self._control = ClusterControl(
+            options.cluster,
+            storage_backend=_storage(options.storage, create=True),
+            secret=os.environ.get("CLUSTER_SECRET") or None,
+            start_primary_callback=self._start,
+            stop_primary_callback=self._stop,
+            **settings,
+        )
+        self._command, self._once = options.command, options.once
+        self._timings = self._control.timings
+        self._short = _GRACE * self._timings.stop_budget
+        self._long = self._short if options.grace is None else options.grace
+        self._work: Optional[_Work] = None  # of this term, or the last one
+        self._settled: Optional[_Work] = None  # the same, if its end is to be told
+        self._asked: List[int] = []  # signals that told this program to stop
+        self._code = _EXIT_NO  # for an end that nobody asked for
+        self._waker, self._woken = socket.socketpair()
+        for end in (self._waker, self._woken):
+            end.setblocking(False)
+
+    # ---- callbacks
+
+    def _start(self) -> None:
+        control = self._control
+        term = control.term
+        environment = dict(
+            os.environ, CLUSTER_TERM=str(term), CLUSTER_NAME=control.cluster_name,
+            CLUSTER_NODE=control.node_name,
+        )  # fmt: skip
+        work = self._work = _Work(
+            self._command, self._short, environment, self._wake
+        )
+        if not self._record(work.companions(), term):
+            raise ClusterError("the lease was lost before COMMAND could begin")
+        work.begin(self._deadline())
+        settled_at = _clock() + _SETTLED
+        while control.term == term and _clock() < settled_at:
+            if work.wait(_POLL) and not self._once:
+                text = "COMMAND ended with exit code %s, within %g s of its start"
+                raise ClusterError(text % (work.code, _SETTLED))
+        self._settled = work
+
+    def _record(self, companions: Tuple[Tuple[int, int], ...], term: int) -> bool:
+        """Waits until the storage has them, or the term is over."""
+        runtime = self._control._runtime
+        assert runtime is not None
+        runtime.post(Described(companions=companions))
+
+        def is_written() -> bool:
+            written = runtime.core.written
+            return written is not None and written.companions == companions
+
+        while companions and runtime.term() == term:
+            with runtime.changed:
+                if runtime.changed.wait_for(is_written, self._timings.renewal_period):
+                    return True
+        return False
+
+    def _stop(self) -> None:
+        work, runtime = self._work, self._control._runtime
+        if work is not None and runtime is not None:
+            import signal
+
+            number = self._asked[0] if self._asked else signal.SIGTERM
+            grace = self._long if runtime.core._orderly else self._short
+            work.end(number, grace)
+
+    # ---- the main thread
+
+    def _wake(self, *_: object) -> None:
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass
+
+    def _deadline(self) -> float:
+        """Until when COMMAND may run, by what is known now."""
+        runtime = self._control._runtime
+        if runtime is None:
+            return -FOREVER
+        with runtime.changed:
+            core = runtime.core
+            # in an orderly stop the lease is still renewed, for what COMMAND needs
+            return core._deadline if core._keeps_renewing() else core.primacy[1]
+
+    def run(self) -> int:
+        import signal
+
+        if os.name != "posix":
+            raise ValueError("run needs a POSIX system, best Linux")
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: self._asked.append(number))
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        control = self._control
+        control.start()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            while control.is_alive():
+                if selector.select(self._timings.renewal_period / 4):
+                    self._woken.recv(4096)
+                self._look()
+        leave_cluster(control)
+        return self._code
+
+    def _look(self) -> None:
+        work, control = self._work, self._control
+        if self._asked:
+            self._code = 0
+            control.stop()
+        if work is not None and not work.ended:
+            work.renew(self._deadline())
+        elif work is not None and work is self._settled and control.term:
+            self._settled = None
+            log.info("COMMAND ended with exit code %s", work.code)
+            if self._once:
+                self._code = work.code or 0
+                control.stop()
+            else:
+                control.step_down()
+
+
+def _run(options: Any) -> int:
+    if not options.command:
+        raise ValueError("give COMMAND after --, as in: run ... -- python work.py")
+    log.setLevel(logging.INFO)
+    return _Supervisor(options).run()
+
+
+# --------------------------------------------------------------------------------
 # Command line
 # --------------------------------------------------------------------------------
 
@@ -7442,6 +7950,20 @@ _CLUSTER_OPTIONS = (
 )  # fmt: skip
 _JSON = _option("--json", action="store_true", help="one JSON object in a line")
 
+# Those of ClusterControl, by the same names; it checks them
+_SETTINGS: Tuple[Tuple[Callable[[str], Any], str, Tuple[str, ...]], ...] = (
+    (str, "TEXT", ("node_name", "host_name", "advertise_host", "own_version")),
+    (int, "N", ("hb_port", "hb_missed_count", "priority", "health_port")),
+    (float, "SECONDS", ("failover_time", "hb_interval", "hb_timeout")),
+    (float, "SECONDS", ("check_interval", "lease_duration")),
+    (float, "SECONDS", ("freeze_limit", "stop_timeout")),
+)
+_NODE_OPTIONS = tuple(
+    _option("--" + name.replace("_", "-"), type=kind, metavar=metavar)
+    for kind, metavar, names in _SETTINGS
+    for name in names
+)
+
 _SUBCOMMANDS: Dict[str, _Subcommand] = {
     "status": _Subcommand(
         _status, "members and primary, as seen in the storage, without joining", (_JSON,)
@@ -7456,6 +7978,22 @@ _SUBCOMMANDS: Dict[str, _Subcommand] = {
                 help="between two looks (default: 1)",
             ),
         ),
+    ),
+    "run": _Subcommand(
+        _run,
+        "run COMMAND on the primary alone: run [options] -- COMMAND [ARGUMENT...]",
+        (
+            _option(
+                "--once", action="store_true",
+                help="leave and exit with COMMAND's exit code when it ends, instead of "
+                "stepping down and waiting for the next turn",
+            ),
+            _option(
+                "--grace", type=_positive, metavar="SECONDS",
+                help="between SIGTERM and SIGKILL in an orderly stop (default: what "
+                "the stop budget has); in all other cases the stop budget rules",
+            ),
+        ) + _NODE_OPTIONS,
     ),
 }  # fmt: skip
 
@@ -7481,7 +8019,10 @@ def _parser() -> Any:
 
 def _options(arguments: Optional[List[str]]) -> Any:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:split])
+    options.command = arguments[split + 1 :]
     if options.name is None:
         parser.error("give one of the commands: " + ", ".join(_SUBCOMMANDS))
     for key, variable in _ENVIRONMENT:
@@ -7498,6 +8039,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     Returns:
         The exit code.
     """
+    if arguments is None and sys.argv[1:2] == ["_guardian"]:
+        return _guard(sys.argv[2:])
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     options = _options(arguments)
     try:
