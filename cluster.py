@@ -416,7 +416,7 @@ def _companions_from(data: Any) -> Tuple[Tuple[int, int], ...]:
     _check(isinstance(data, (list, tuple)), "node companions", data)
     for item in data:
         ok = isinstance(item, (list, tuple)) and len(item) == 2
-        ok = ok and _is_int(item[0], 1, 2**31 - 1) and _is_int(item[1])
+        ok = ok and _is_int(item[0], 0, 2**31 - 1) and _is_int(item[1])
         _check(ok, "node companions", item)
     return tuple((pid, start_time) for pid, start_time in data)
 
@@ -5096,8 +5096,11 @@ class _Coroner:
         same record gets the same descriptor, until it is forgotten.
         """
         if record.incarnation not in self._pidfds and self._may_watch(record):
-            living = (p for p in _processes(record) if not self._process_is_gone(p))
-            opened = map(self._open_pidfd, living)
+            candidates = [record.process]
+            if record.companions:  # a zombie would wake its watcher again and again
+                processes = _processes(record)
+                candidates = [p for p in processes if not self._process_is_gone(p)]
+            opened = map(self._open_pidfd, candidates)
             fd = next((fd for fd in opened if fd is not None), None)
             if fd is not None:
                 self._pidfds[record.incarnation] = fd
@@ -7515,13 +7518,16 @@ class _Work:
             pass
 
     def _hear(self) -> None:
-        with self._link.makefile("rb") as lines:
-            for line in lines:
-                word, *values = json.loads(line.decode())
-                if word == "child":
-                    self._become(child=(values[0], values[1]))
-                else:
-                    self._become(code=values[0], ended=True)
+        try:
+            with self._link.makefile("rb") as lines:
+                for line in lines:
+                    word, *values = json.loads(line.decode())
+                    if word == "child":
+                        self._become(child=(values[0], values[1]))
+                    else:
+                        self._become(code=values[0], ended=True)
+        except OSError:  # it died with something unread
+            pass
         if not self.ended:
             log.error("the guardian of COMMAND was killed; COMMAND is ended")
             self._end_by_force()
@@ -7593,8 +7599,8 @@ class _Supervisor:
             raise ClusterError("the lease was lost before COMMAND could begin")
         work.begin(self._deadline())
         settled_at = _clock() + _SETTLED
-        while control.term == term and _clock() < settled_at:
-            if work.wait(_POLL) and not self._once:
+        while control.term == term and _clock() < settled_at and not self._once:
+            if work.wait(_POLL):
                 text = "COMMAND ended with exit code %s, within %g s of its start"
                 raise ClusterError(text % (work.code, _SETTLED))
         self._settled = work
@@ -8033,6 +8039,14 @@ def _options(arguments: Optional[List[str]]) -> Any:
     return options
 
 
+class _Formatter(logging.Formatter):
+    """Without tracebacks of what is explained by its text."""
+
+    def formatException(self, ei: Any) -> str:
+        known = isinstance(ei[1], ClusterError)
+        return str(ei[1]) if known else super().formatException(ei)
+
+
 def main(arguments: Optional[List[str]] = None) -> int:
     """The command line: `python -m cluster --help` tells what it can do.
 
@@ -8041,7 +8055,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """
     if arguments is None and sys.argv[1:2] == ["_guardian"]:
         return _guard(sys.argv[2:])
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     options = _options(arguments)
     try:
         return _SUBCOMMANDS[options.name].run(options)

@@ -1462,6 +1462,8 @@ class World:
         other = self.by_incarnation[record.incarnation]
         if self.machine(process.name) != self.machine(other.name):
             return
+        if record.companions:  # they are alive, always
+            return
         if not other.alive:
             self.at(0.0, process.tell, ProvenDead(record.incarnation))
         elif self.plan.pidfd:

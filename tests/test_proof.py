@@ -659,6 +659,46 @@ def test_what_cannot_be_watched_is_not(peer, coroner):
     assert coroner.incarnation_of(0) is None
 
 
+# companions: processes that do a node's work
+
+
+def accompanied(peer, *companions):
+    identities = [companion.record.process for companion in companions]
+    pairs = tuple((process.pid, process.start_time) for process in identities)
+    return peer.record._replace(companions=pairs)
+
+
+def test_a_node_is_not_dead_before_all_its_companions_are(make_peer, coroner):
+    peer, one, other = make_peer(), make_peer(), make_peer()
+    record = accompanied(peer, one, other)
+    for process in (peer, one):
+        process.kill()
+        assert not coroner.is_dead(record, bind=True)
+    other.kill()
+    assert coroner.is_dead(record)
+
+
+def test_companions_alone_are_not_the_node(make_peer, coroner):
+    peer, companion = make_peer(), make_peer()
+    record = accompanied(peer, companion)
+    companion.kill()
+    assert not coroner.is_dead(record, bind=True)
+
+
+@needs_pidfd
+def test_of_a_node_with_companions_the_first_that_lives_is_watched(make_peer, coroner):
+    peer, companion = make_peer(), make_peer()
+    record = accompanied(peer, companion)
+    for process in (peer, companion):
+        fd = coroner.watch(record)
+        assert select.select([fd], [], [], 0)[0] == []
+        process.process.send_signal(signal.SIGKILL)  # and a zombie from now on
+        assert select.select([fd], [], [], 10)[0] == [fd]
+        coroner.forget(PEER)
+    assert coroner.watch(record) is None
+    assert coroner.is_dead(record)
+
+
 @pytest.mark.parametrize("error", [OSError(38, "no such call"), AttributeError()])
 def test_without_pidfds_nothing_is_watched(peer, coroner, monkeypatch, error):
     def pidfd_open(pid):

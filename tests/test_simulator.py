@@ -12,7 +12,7 @@ import pytest
 
 import cluster
 import simulator
-from cluster import Heard, Heartbeat, NodeRecord, Swap, Write
+from cluster import Described, Heard, Heartbeat, NodeRecord, Swap, Write
 from simulator import Broken, Plan, World, run_seed, timings
 
 SECONDS = float(os.environ.get("CLUSTER_SIM_SECONDS", "20"))
@@ -95,6 +95,20 @@ def test_the_kernel_tells_of_a_death_on_the_same_host_at_once():
     world = settled(pidfd=True, machines={name: "m" for name in names})
     world.crash(world.primary().name)
     assert wait_for_start(world, 1.0) < 0.02
+
+
+def test_the_death_of_a_node_whose_work_lives_on_proves_nothing():
+    """Also where its last words, which tell of that work, come after the proof."""
+    world = settled(2, pidfd=True, machines={"n1": "m", "n2": "m"})
+    primary = world.primary()
+    world.isolate(primary.name)
+    primary.tell(Described(companions=((7, 7),)))
+    world.wait_for(lambda: bool(primary.core.written.companions), 1.0)
+    (other,) = world.others()
+    assert not other.core.records[primary.name].companions
+    world.crash(primary.name)
+    assert wait_for_start(world, 2 * D) > 0.7 * L
+    assert other.core.records[primary.name].companions
 
 
 @pytest.mark.parametrize("phase", range(12))

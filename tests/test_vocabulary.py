@@ -69,6 +69,9 @@ RECORDS = st.builds(
     notice=COUNTS,
     metadata=st.sampled_from(["{}", '{"a":[1]}']),
     priority=st.none() | st.integers(-(2**31), 2**31 - 1),
+    companions=st.lists(
+        st.tuples(st.integers(0, 2**31 - 1), COUNTS), max_size=3
+    ).map(tuple),
     process=st.builds(
         ProcessIdentity,
         boot_id=WORDS,
@@ -252,7 +255,9 @@ def test_a_missing_field_of_a_record_is_named(field):
     ]
     + [("metadata", value) for value in NO_TEXT + ["", "[]", "{", '{"\ud800":1}']]
     + [("priority", value) for value in (True, 1.0, "1", 2**31, -(2**31) - 1, [])]
-    + [("process", value) for value in (None, 0, "", [], [["pid", 1]])],
+    + [("process", value) for value in (None, 0, "", [], [["pid", 1]])]
+    + [("companions", [pair]) for pair in (None, 7, "77", [7], [7, -1], [2**31, 1])]
+    + [("companions", value) for value in (None, 7, "77", {})],
 )
 def test_an_impossible_field_of_a_record_is_named(field, value):
     with pytest.raises(ValueError, match=field):
