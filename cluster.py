@@ -363,7 +363,11 @@ class NodeRecord(NamedTuple):
 
     def to_dict(self) -> Dict[str, Any]:
         """As JSON-able values; the inverse of `from_dict`."""
-        return dict(self._asdict(), process=self.process._asdict(), format=FORMAT)
+        process = self.process._asdict()
+        companions = [list(pair) for pair in self.companions]
+        return dict(
+            self._asdict(), process=process, companions=companions, format=FORMAT
+        )
 
     @classmethod
     def from_dict(cls, data: Any) -> "NodeRecord":
