@@ -242,6 +242,10 @@ class Host:
         self.rules.append(text)
         self._apply_rules()
 
+    def unrule(self, text):
+        self.rules.remove(text)
+        self._apply_rules()
+
     def _apply_rules(self):
         self.lab.note(self, "network", self.rules)
         lines = ["table inet lab", "flush table inet lab", "table inet lab {"]
@@ -270,6 +274,7 @@ class Host:
     def heal(self):
         self.remount()
         self.storage()
+        self.jump_wall(0)
         if self.rules:
             self.rules = []
             self._apply_rules()

@@ -244,8 +244,11 @@ def view_of(control):
 def watch(control, history):
     """Tells every change of what an application could read."""
     seen_primary = seen_view = seen_dead = last_true = None
+    at = now()
     while True:
-        at = now()
+        before, at = at, now()
+        if at > before + 0.5:  # it was kept from running
+            history.tell("late", seconds=round(at - before, 3))
         term = control.term
         if term != seen_primary:
             history.tell("primary", at, term=term, last_true=last_true)

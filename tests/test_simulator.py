@@ -905,6 +905,16 @@ def a_primary_that_is_cut_off_altogether(core):
     world.run(D + 3 * L)
 
 
+def a_primary_without_storage_that_is_not_heard_and_then_hears_nobody(core):
+    world = settled(2, core=core, common=timings(freeze=300.0))
+    primary, member = world.primary().name, world.others()[0].name
+    world.set_storage("hang", primary)
+    world.cut(primary, member, both=False)
+    world.run(D - 0.3)
+    world.isolate(primary)
+    world.run(D + 3 * L)
+
+
 def a_frozen_primary_that_one_of_its_roster_has_lost(core):
     world = settled(core=core, common=timings(freeze=300.0))
     primary, member = world.primary().name, world.others()[0].name
@@ -1337,6 +1347,38 @@ class RenewsFromTheAnswer(cluster.Core):
         super()._adopt(lease, self._now)
 
 
+class Whatever:
+    """Equal to anything."""
+
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+    __hash__ = None
+
+
+class RenewsWithoutComparing(cluster.Core):
+    def _issue(self, request, purpose=""):
+        if purpose == "renew" and request.expected is not None:
+            anything = request.expected._replace(
+                term=Whatever(), counter=Whatever(), holder=Whatever()
+            )
+            request = request._replace(expected=anything)
+        return super()._issue(request, purpose)
+
+
+class VouchesBlindly(cluster.Core):
+    def _lost_term(self):
+        return 0
+
+    def _send(self, address, to, echo, *rest, **named):
+        if echo:  # as if it had been heard right now
+            echo += int((self._now - self.peers[to].newest_at) * 1e6)
+        super()._send(address, to, echo, *rest, **named)
+
+
 class ListensBeforeItLooksAtTheClock(cluster.Core):
     _heeds = True
 
@@ -1503,6 +1545,9 @@ BITES = [
     (StartsWithoutWaiting, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (TakesSilenceForDeath, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (OverlooksNotices, a_primary_that_is_cut_off_by_udp_with_long_callbacks, "S1"),
+    (RenewsWithoutComparing, a_primary_that_is_cut_off_by_udp, "S1 S2 S3"),
+    (VouchesBlindly,
+     a_primary_without_storage_that_is_not_heard_and_then_hears_nobody, "S1 S3"),
     (TakesAnyVouchForAll, a_frozen_primary_that_one_of_its_roster_has_lost, "S1 S3"),
     (FreezesForEver, the_same_up_to_the_freeze_limit, "S1 S3"),
     (ForgetsTheRostersOfItsAttempts, an_admission_that_lands_unknown_to_the_holder,
