@@ -303,7 +303,7 @@ class Node:
         control.update(settings.pop("control", {}))
         self.settings = dict(
             dict(folder=host.mount, history=self.path, run=self.run, control=control,
-                 ballast=0, create=True, join_timeout=10),
+                 ballast=0, create=True, broken=lab.broken, join_timeout=10),
             **settings
         )  # fmt: skip
         command = host.inside()
@@ -413,12 +413,12 @@ class Lab:
     _all = weakref.WeakSet()
     _numbers = itertools.count(1)
 
-    def __init__(self, profile=QUICK, proof=True, own_pids=False, history=None):
+    def __init__(self, profile=QUICK, proof=True, own_pids=False, history=None, broken=None):
         sweep()
         _clean_up_on_sigterm()
         self.number = next(Lab._numbers)
         self.timings = Timings(profile)
-        self.own_pids = own_pids
+        self.own_pids, self.broken = own_pids, broken
         self.control = dict(
             hb_interval=profile.H, hb_timeout=profile.T, hb_missed_count=profile.M,
             check_interval=profile.C, same_host_proof=proof,

@@ -9,6 +9,7 @@ when it is closed: also a killed laboratory leaves no process and no mount behin
 
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -286,9 +287,20 @@ def exhaust(held):
             held.append(os.open("/dev/null", os.O_RDONLY))
 
 
+def break_it(cluster, name):
+    """Puts a broken core or backend, "module:class", in the place of the right one."""
+    module, _, name = name.partition(":")
+    broken = getattr(importlib.import_module(module), name)
+    core = issubclass(broken, cluster.Core)
+    setattr(cluster, "Core" if core else "SharedFsStorageBackend", broken)
+
+
 def run_node(settings):
-    sys.path.insert(0, ROOT)
+    sys.path[:0] = [HERE, ROOT]
     import cluster
+
+    if settings.get("broken"):
+        break_it(cluster, settings["broken"])
 
     history = History(settings["history"], settings["run"])
     logging.getLogger("cluster").setLevel(logging.INFO)

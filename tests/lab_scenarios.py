@@ -31,10 +31,10 @@ def scenario(sizes=(3,), own_pids=False):
     return register
 
 
-def play(name, size=3, profile=QUICK, proof=True, keep=None):
-    """Runs one scenario and judges it; `keep` is a folder for its history."""
+def play(name, size=3, profile=QUICK, proof=True, broken=None):
+    """Runs one scenario, maybe with a broken core or backend, and judges it."""
     played, began = SCENARIOS[name], now()
-    lab = Lab(profile, proof, played.own_pids, keep)
+    lab = Lab(profile, proof, played.own_pids, broken=broken)
     try:
         with lab:
             try:
@@ -679,9 +679,9 @@ def storage_is_gone_for_a_member_only(lab):
 def cut_off_altogether(lab, **fault):
     lab.start(lab.size)
     (primary, others), timings = lab.others(), lab.timings
+    lab.isolate(primary)  # first, or it might hand over
     primary.host.storage(**fault)
     at = now()
-    lab.isolate(primary)
     until(lambda: primary.all("stopped"), timings.R + SLACK)
     within(lab, "it stops", primary.last("stop")["at"] - at, timings.R)
     least = timings.L - 2 * timings.period  # it was renewed some time before
@@ -699,6 +699,38 @@ def storage_and_udp_are_gone_for_the_primary(lab):
 @scenario(sizes=(3,))
 def storage_hangs_and_udp_is_gone_for_the_primary(lab):
     cut_off_altogether(lab, hang=True)
+
+
+@scenario(sizes=(3,))
+def the_share_is_unmounted_and_udp_is_gone_for_the_primary(lab):
+    """What is there then is an empty local folder, and never a cluster."""
+    lab.start(lab.size, control={"freeze_limit": FREEZE})
+    (primary, others), timings = lab.others(), lab.timings
+    primary.host.unmount()
+    lab.isolate(primary)
+    at = now()
+    until(lambda: primary.all("stopped"), timings.R + SLACK)
+    found = failover(lab, others, at, timings.D + timings.L)
+    stays(lab, found, timings.L + FREEZE + timings.D)
+    assert os.listdir(os.path.join(primary.host.folder, "empty")) == []
+    whole_again(lab)
+
+
+@scenario(sizes=(2, 3))
+def a_primary_without_storage_is_not_heard_and_then_hears_nobody(lab):
+    """Who does not hear it cannot vouch for it, whatever it hears of them."""
+    lab.start(lab.size)
+    (primary, others), timings = lab.others(), lab.timings
+    primary.host.storage(hang=True)
+    at = now()
+    for other in others:
+        lab.cut(other, primary, both=False)
+    time.sleep(timings.D - 0.3 * timings.H)
+    lab.isolate(primary)
+    until(lambda: primary.all("stopped"), timings.R + SLACK)
+    within(lab, "it stops", primary.last("stop")["at"] - at, timings.R + timings.H)
+    failover(lab, others, at, timings.D + timings.L)
+    whole_again(lab)
 
 
 @scenario(sizes=(3,))
@@ -845,10 +877,10 @@ def the_wall_clock_jumps_by_hours(lab):
 
 @scenario(sizes=(3,))
 def a_program_that_keeps_the_interpreter_busy(lab):
+    """Its storage calls may take too long: then it hands over."""
     lab.start(lab.size)
-    primary = lab.primary()
-    primary.order("hog", seconds=2 * lab.timings.D, threads=4)
-    stays(lab, primary, 2 * lab.timings.D)
+    lab.primary().order("hog", seconds=2 * lab.timings.D, threads=4)
+    time.sleep(2 * lab.timings.D)
     lab.settle()
 
 

@@ -388,15 +388,16 @@ def accounts(events, timings):
                 began[value["number"]] = event["at"]
             else:
                 at = began.pop(value["number"])
-                causes.append((at, event["at"], value["name"]))
+                if value["name"] not in HARMLESS:
+                    causes.append((at, event["at"], value["name"]))
     over = next((e["at"] for e in events if e.get("what") == "over"), events[-1]["at"])
     seconds, left = collections.Counter(), []
     for begin, end in lab_checker.without_primary(events):
         at, end = begin, min(end, over)
         while at < end:
             step = min(at + 0.05, end)
-            during = [n for b, e, n in causes if b <= at <= e and n not in HARMLESS]
-            after = [n for b, e, n in causes if e < at <= e + failover]
+            during = [name for b, e, name in causes if b <= at <= e]
+            after = [name for b, e, name in causes if e < at <= e + failover]
             if during or after:
                 seconds["during faults" if during else "after faults"] += step - at
             else:

@@ -56,6 +56,28 @@ def test_in_the_laboratory(outcomes, case):
     print(outcome.figures)
 
 
+# ---- the laboratory says no: one promise is broken, and a scenario shows it
+
+BROKEN = [
+    ("test_simulator:GoesOnPastItsLease", "storage_and_udp_are_gone_for_the_primary"),
+    ("test_simulator:StartsWithoutWaiting", "the_primary_is_cut_off_by_udp"),
+    ("test_simulator:VouchesBlindly",
+     "a_primary_without_storage_is_not_heard_and_then_hears_nobody"),
+    ("lab_broken:TakesAnEmptyFolderForTheCluster",
+     "the_share_is_unmounted_and_udp_is_gone_for_the_primary"),
+]  # fmt: skip
+
+
+@needs_lab
+@pytest.mark.processes
+@pytest.mark.parametrize("case", [(name, 3, lab.QUICK, True, broken)
+                                  for broken, name in BROKEN],
+                         ids=[broken for broken, _ in BROKEN])  # fmt: skip
+def test_the_laboratory_catches_a_module_that(outcomes, case):
+    outcome = outcomes[case].result(AT_THE_LONGEST * len(outcomes) / AT_ONCE + 60)
+    assert {"S1:", "S3:"} & set(outcome.text.split()), outcome.text
+
+
 # ---- nothing stays behind
 
 INTERRUPTED = """

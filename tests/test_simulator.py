@@ -915,6 +915,18 @@ def a_primary_without_storage_that_is_not_heard_and_then_hears_nobody(core):
     world.run(D + 3 * L)
 
 
+def a_primary_that_is_cut_off_by_udp_and_cannot_read(core):
+    world = settled(core=core, stop_callback=(0.7, 0.7))
+    primary = world.primary()
+    mount = world.mounts[primary.name]
+    mount._is_refused = lambda request: type(request) is cluster.Read
+    mount.set("unreadable")
+    world.isolate(primary.name)
+    world.run(2 * D + 3 * L)
+    if primary.is_primary:
+        raise Broken("liveness", "it renews over the claims of the others")
+
+
 def a_frozen_primary_that_one_of_its_roster_has_lost(core):
     world = settled(core=core, common=timings(freeze=300.0))
     primary, member = world.primary().name, world.others()[0].name
@@ -1374,8 +1386,9 @@ class VouchesBlindly(cluster.Core):
         return 0
 
     def _send(self, address, to, echo, *rest, **named):
-        if echo:  # as if it had been heard right now
-            echo += int((self._now - self.peers[to].newest_at) * 1e6)
+        if echo:  # as if it had been heard some heartbeats ago, whenever that was
+            silence = self._now - self.peers[to].newest_at
+            echo += int(max(0.0, silence - self.timings.hb_interval) * 1e6)
         super()._send(address, to, echo, *rest, **named)
 
 
@@ -1545,7 +1558,8 @@ BITES = [
     (StartsWithoutWaiting, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (TakesSilenceForDeath, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (OverlooksNotices, a_primary_that_is_cut_off_by_udp_with_long_callbacks, "S1"),
-    (RenewsWithoutComparing, a_primary_that_is_cut_off_by_udp, "S1 S2 S3"),
+    (RenewsWithoutComparing, a_primary_that_is_cut_off_by_udp_and_cannot_read,
+     "liveness"),
     (VouchesBlindly,
      a_primary_without_storage_that_is_not_heard_and_then_hears_nobody, "S1 S3"),
     (TakesAnyVouchForAll, a_frozen_primary_that_one_of_its_roster_has_lost, "S1 S3"),
