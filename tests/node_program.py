@@ -88,6 +88,7 @@ def main():
                 nodes=sorted(view.nodes),
                 active=sorted(n.name for n in view.nodes.values() if n.is_active),
                 storage=control.status()["storage"],
+                packets=control.status()["packets"],
             )  # fmt: skip
     tell("asked")
     control.stop()

@@ -8,7 +8,10 @@ import collections
 import json
 import logging
 import os
+import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -376,3 +379,91 @@ def test_an_observer_without_a_secret_cannot_fill_the_memory(lab):
             time.sleep(0.001)
     assert cluster.MAX_UNRECORDED // 2 < most < cluster.MAX_UNRECORDED + 200
     assert b.is_alive() and len(core._strangers) <= cluster.MAX_STRANGERS
+
+
+# ---- a flood
+
+FLOOD = """
+import json, os, socket, sys, time
+packets, address, seconds, rate = json.load(sys.stdin)
+packets = [bytes.fromhex(packet) for packet in packets]
+os.nice(5)  # the nodes need some of the processor, too
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+began, sent = time.monotonic(), 0
+while time.monotonic() < began + seconds:
+    for _ in range(50):
+        sock.sendto(packets[sent % len(packets)], tuple(address))
+        sent += 1
+    time.sleep(max(0, began + sent / rate - time.monotonic()))
+print(sent / (time.monotonic() - began))
+"""
+
+
+def kernel_drops(port):
+    """How many packets the kernel has thrown away for want of room, on Linux."""
+    if not os.path.exists("/proc/net/udp"):
+        return 0
+    with open("/proc/net/udp") as file:
+        rows = [line.split() for line in file][1:]
+    return sum(int(r[12]) for r in rows if int(r[1].split(":")[1], 16) == port)
+
+
+def hostile_packets(true, rng):
+    """Garbage, then what is forged on the pattern of true ones, and these again."""
+    packets = [bytes(rng.getrandbits(8) for _ in range(n)) for n in range(0, 700, 20)]
+    for packet in true:
+        packets += [packet, packet[:36] + b"[" * 400, packet[:4] + bytes(150)]
+        packets += [packet[:20] + bytes(8) + packet[28:], packet[:-1], packet * 4]
+    rng.shuffle(packets)
+    return packets
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("secret", [None, SECRET], ids=["no secret", "secret"])
+def test_a_flood_removes_nobody_and_changes_no_primary(lab, secret, caplog):
+    timings = dict(hb_interval=0.5, hb_timeout=2, check_interval=1, hb_missed_count=2)
+    settings = dict(timings, secret=secret, same_host_proof=False)
+    nodes = [Node(name, lab.path, **settings) for name in "ab"]
+    try:
+        until(lambda: any(node.is_primary() for node in nodes))
+        with caplog.at_level(logging.INFO, "cluster"):
+            flooded(lab, nodes, settings, caplog)
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def flooded(lab, nodes, settings, caplog):
+    watcher, sent = lab.node("c", **settings), []
+    until(lambda: all_active(watcher, "abc"))
+    victim = watcher.cluster.primary_node
+    target = (victim.ip, victim.port)
+    send = watcher._runtime._socket.send
+
+    def recording_send(data, address):
+        sent.extend([data] if address == target else [])
+        send(data, address)
+
+    watcher._runtime._socket.send = recording_send
+    until(lambda: len(sent) > 3)
+    del watcher._runtime._socket.send
+    packets = hostile_packets(sent, random.Random(1))
+    seconds = watcher.timings.detection_time + 1
+    order = [[packet.hex() for packet in packets], target, seconds, 50000]
+    caplog.clear()
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD], input=json.dumps(order), check=True,
+        stdout=subprocess.PIPE, universal_newlines=True,
+    )  # fmt: skip
+    drops = kernel_drops(victim.port)  # before the node may close its socket
+    node = next(node for node in nodes if node.name == victim.name)
+    assert all_active(watcher, "abc") and watcher.cluster.primary_node.id == victim.id
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "lost" in line or "no member" in line] == []
+    packets = node.ask()["packets"]
+    assert sum(packets.values()) > 1000
+    assert sum(len(node.all("start")) for node in nodes) == 1
+    assert [node.all("stop") for node in nodes] == [[], []]
+    print("%.0f packets/s for %.0f s, %d dropped by the kernel, by the node: %s" % (
+        float(done.stdout), seconds, drops, packets
+    ))  # fmt: skip
