@@ -6959,7 +6959,11 @@ class ClusterControl:
         active = [node for node in cluster.nodes.values() if node.is_active]
         if cluster.own_node is None or not active:
             return None
-        return max(active, key=lambda n: sha256(n.name.encode() + b"\0" + data).digest())
+
+        def weight(node: ClusterNode) -> bytes:
+            return sha256(node.name.encode() + b"\0" + data).digest()
+
+        return max(active, key=weight)
 
     def status(self) -> Dict[str, Any]:
         """What this node knows, for people and monitoring; can be made JSON.
