@@ -134,9 +134,11 @@ def page(port):
         return answer.read().decode()
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["lazy", "preload"])
+@pytest.mark.parametrize(
+    "options", [[], ["--preload"], ["--worker-class=gevent"]], ids=" ".join
+)
 def test_gunicorn_with_eight_workers_runs_one_scheduler(stage, options):
-    needs("gunicorn", "flask")
+    needs("gunicorn", "flask", "gevent")
     port = free_port()
     stage.run(
         "gunicorn", "--workers", "8", "--bind", "127.0.0.1:%d" % port,
