@@ -4505,14 +4505,14 @@ class Core:
         self._leave("stop", "it was asked to stop")
 
     def _on_step_down_asked(self, event: StepDownAsked) -> None:
+        if self.role not in (PRIMARY, CLAIMANT):
+            return
         self._step_down = True
         self._successor = self._term(), event.successor
         if self.role is PRIMARY:
             self._begin_stop("asked to step down", orderly=True)
-        elif self.role is CLAIMANT:
-            self._abandon_claim("asked to step down")
         else:
-            self._step_down = False
+            self._abandon_claim("asked to step down")
 
     def _on_pause_asked(self, event: PauseAsked) -> None:
         self._pauses.append(event)

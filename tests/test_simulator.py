@@ -472,6 +472,16 @@ def test_the_named_successor_takes_over_at_once():
     assert world.primary().name == "n2"
 
 
+def test_who_is_asked_twice_to_step_down_is_no_candidate_all_the_same():
+    world = settled(2, stop_callback=(0.5, 0.5))
+    first = world.primary()
+    world.ask_to_step_down(first)
+    world.run(0.2)
+    world.ask_to_step_down(first)
+    assert wait_for_start(world, 1.0) < 0.5
+    assert world.primary() is not first
+
+
 @pytest.mark.parametrize("channel", ["storage", "udp"])
 def test_the_wish_for_a_successor_needs_one_channel_only(channel):
     world = for_the_least_preferred()
