@@ -333,7 +333,7 @@ def run_node(settings):
             cluster.join_cluster(control, timeout=settings["join_timeout"])
             break
         except cluster.StorageError as error:
-            history.tell("refused", error=str(error))
+            history.tell("waits", error=str(error))
         except cluster.ClusterError as error:
             history.tell("refused", error=repr(error))
             return

@@ -294,7 +294,8 @@ def a_machine_that_is_started_anew_finds_its_primary(lab):
     began = now()
     back = [lab.again(node, boot="b" * 32) for node in nodes]
     proof = lab.control["same_host_proof"]
-    bound = 2 if proof else lab.timings.L + FREEZE + lab.timings.D
+    # a newcomer asks the others first, for a heartbeat interval
+    bound = lab.timings.H if proof else lab.timings.L + FREEZE + lab.timings.D
     failover(lab, back, began, bound + 1, least=None if proof else lab.timings.L)
     lab.settle()
 
