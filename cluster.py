@@ -89,6 +89,7 @@ from typing import (
     Dict,
     FrozenSet,
     Iterable,
+    Iterator,
     List,
     NamedTuple,
     Optional,
@@ -701,6 +702,7 @@ class Described(NamedTuple):
 
     metadata: Optional[str] = None
     companions: Optional[Tuple[Tuple[int, int], ...]] = None
+    host: Optional[str] = None
 
 
 class Expired(NamedTuple):
@@ -5173,6 +5175,7 @@ def _can_bind(record: NodeRecord) -> bool:
 # --------------------------------------------------------------------------------
 
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+_SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
 _PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
 _BUFFER = 4 << 20  # bytes of packets that may wait for the heartbeat thread
@@ -5297,6 +5300,26 @@ class _Socket:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _interface_addresses() -> Iterator[str]:
+    """IPv4 addresses of this machine's interfaces, where the system tells (Linux)."""
+    try:
+        import fcntl
+
+        names = [name for _, name in socket.if_nameindex()]
+    except (ImportError, OSError, AttributeError):
+        return
+    for name in names:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                request = name.encode()[:15].ljust(256, b"\0")
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:  # it has none; elsewhere, no such request
+                continue
+        host = socket.inet_ntoa(answer[20:24])
+        if _is_routable(host):
+            yield host
 
 
 def _resolve(
@@ -5609,9 +5632,25 @@ class _Runtime:
         anywhere = "2001:db8::1" if six else "192.0.2.1"  # reserved, never answers
         for host in [record.host for record in peers] + [anywhere]:
             found = sock.route_to(host)
-            if found and not found.startswith("127.") and found != "::1":
+            if found and _is_routable(found):
                 return found
-        return "::1" if six else "127.0.0.1"
+        # No default route: whatever address there is, until a peer is known
+        found = None if six else next(_interface_addresses(), None)
+        return found or ("::1" if six else "127.0.0.1")
+
+    def _follow_address(self, events: List[Event]) -> None:
+        """Advertises another address once the present one is not ours any more."""
+        sock, own = self._socket, self.core.record
+        if not sock.wildcard or self._control.advertise_host or not self.joined:
+            return
+        if _is_routable(own.host) and sock.route_to(own.host) == own.host:
+            return
+        host = self._own_address(self.core.records.values())
+        if host != own.host:
+            text = "%s: the address %s is not ours any more; it is %s now"
+            log.warning(text, own.name, own.host, host)
+            self._coroner.own = own._replace(host=host)
+            events.append(Described(host=host))
 
     # ---- from other threads
 
@@ -5842,6 +5881,7 @@ class _Runtime:
         if _clock() < self._polled_at + self._control.timings.hb_interval:
             return
         self._polled_at = _clock()
+        self._follow_address(events)
         watched = set(self._watched.values())
         for record in self.core.records.values():
             if record.incarnation in watched:

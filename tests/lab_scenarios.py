@@ -494,6 +494,36 @@ def the_interface_of_a_member_is_down_for_a_while(lab):
     stays(lab, primary, lab.timings.C)
 
 
+def moves(lab, node):
+    """Its host gets another address: the record follows, and nobody is lost."""
+    primary, before = lab.primary(), ids(lab.nodes)
+    ip = "10.77.0.%d" % (100 + node.host.index)
+    node.host.move(ip)
+    at = now()
+
+    def followed():
+        return all(n.view["addresses"][node.name] == "%s:%d" % (ip, node.port)
+                   for n in lab.nodes)  # fmt: skip
+
+    until(followed, 2 * lab.timings.H + lab.timings.C + SLACK, "the record follows")
+    lab.figures["followed"] = round(now() - at, 3)
+    stays(lab, primary, lab.timings.D + 2 * lab.timings.H)
+    lab.settle()
+    assert ids(lab.nodes) == before == lab.records()
+
+
+@scenario(sizes=(2, 3))
+def the_host_of_the_primary_gets_another_address(lab):
+    lab.start(lab.size, control={"host_name": "0.0.0.0"})
+    moves(lab, lab.primary())
+
+
+@scenario(sizes=(3,))
+def the_host_of_a_member_gets_another_address(lab):
+    lab.start(lab.size, control={"host_name": "0.0.0.0"})
+    moves(lab, lab.others()[1][0])
+
+
 @scenario(sizes=(3,))
 def clusters_of_one_name_that_hear_each_other_stay_apart(lab):
     """Another cluster's node takes over the address of one that has died."""
