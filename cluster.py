@@ -7605,19 +7605,23 @@ class _Work:
         self._become(code=128 + signal.SIGKILL, ended=True)
 
 
+def _node_of(options: Any, **keywords: Any) -> ClusterControl:
+    """The node that the options describe; $CLUSTER_SECRET is its secret."""
+    given = {name: getattr(options, name) for _, _, names in _SETTINGS for name in names}
+    settings = {k: v for k, v in given.items() if v is not None}
+    settings.update(keywords, secret=os.environ.get("CLUSTER_SECRET") or None)
+    return ClusterControl(options.cluster, **settings)
+
+
 class _Supervisor:
     """`run`: one node of the cluster, whose work as primary is COMMAND."""
 
     def __init__(self, options: Any) -> None:
-        given = {name: getattr(options, name) for _, _, names in _SETTINGS for name in names}
-        settings: Dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        self._control = ClusterControl(
-            options.cluster,
+        self._control = _node_of(
+            options,
             storage_backend=_storage(options.storage, create=True),
-            secret=os.environ.get("CLUSTER_SECRET") or None,
             start_primary_callback=self._start,
             stop_primary_callback=self._stop,
-            **settings,
         )
         self._command, self._once = options.command, options.once
         self._timings = self._control.timings
@@ -7982,6 +7986,346 @@ def _watch(options: Any) -> int:
         return 0
 
 
+# ---- asking the primary, and acting for a dead one
+
+
+def _opened(options: Any) -> StorageBackend:
+    storage = _storage(options.storage)
+    _within(options.timeout, lambda: storage.open(options.cluster))
+    return storage
+
+
+def _edit(options: Any, edit: Callable[[StorageBackend], Lease]) -> Lease:
+    """Edits the lease of a cluster that somebody else runs."""
+    storage = _opened(options)
+    try:
+        lease: Lease = _within(options.timeout, lambda: edit(storage))
+    except RuntimeError as error:
+        raise ClusterError(str(error)) from None
+    return lease
+
+
+def _step_down(options: Any) -> int:
+    asked = _edit(options, lambda storage: _ask_step_down(storage, options.to))
+    storage, until = _opened(options), _clock() + options.timeout + asked.stop_timeout
+    while _clock() < until:
+        lease = _within(options.timeout, lambda: storage.read(True)).lease
+        if lease is None or lease.term != asked.term or lease.released:
+            print("the primary of term %d has stepped down" % asked.term)
+            return 0
+        time.sleep(0.1)
+    raise ClusterError(
+        "the primary has not stepped down: it is stopping, or it does not answer, or "
+        "its log says why"
+    )
+
+
+def _pause(options: Any) -> int:
+    _edit(options, lambda storage: _set_paused(storage, True))
+    print("paused: nobody becomes primary until it is resumed")
+    return 0
+
+
+def _resume(options: Any) -> int:
+    _edit(options, lambda storage: _set_paused(storage, False))
+    print("resumed")
+    return 0
+
+
+def _evict(options: Any) -> int:
+    storage = _opened(options)
+    snapshot = _within(options.timeout, lambda: storage.read(True))
+    records = [record for record in snapshot.nodes if record.name == options.node]
+    if not records:
+        names = ", ".join(sorted(repr(record.name) for record in snapshot.nodes))
+        raise ClusterError("no node is called %r; there are: %s" % (options.node, names))
+    lease, holds = snapshot.lease, {record.incarnation for record in records}
+    held = lease if lease and not lease.released and lease.holder in holds else None
+    if not options.yes and not _confirmed(options.node, held is not None):
+        return _EXIT_NO
+    if held is not None:
+        _release_for(storage, held, options.timeout)
+    for record in records:
+        _within(
+            options.timeout,
+            lambda: storage.remove_node(record.name, record.incarnation),
+        )
+    print("%r is evicted" % options.node)
+    return 0
+
+
+def _confirmed(node: str, holds: bool) -> bool:
+    risk = "the record of %r is removed; if it is alive, it writes it back" % node
+    if holds:
+        risk = (
+            "%r holds the lease, which is declared released: if it is alive and "
+            "does not see that, there are two primaries. Be sure that it is dead" % node
+        )
+    print(risk, file=sys.stderr)
+    if not sys.stdin.isatty():
+        raise ValueError("give --yes to confirm that without a terminal")
+    return input("Type the node's name to go on: ") == node
+
+
+def _release_for(storage: StorageBackend, held: Lease, timeout: float) -> None:
+    """Watches a lease for as long as it lasts; released only if it is not renewed."""
+    print("watching its lease for %.1f s" % held.duration, file=sys.stderr)
+    until = _clock() + held.duration
+    while _clock() < until:
+        time.sleep(min(0.2, max(0.0, until - _clock())))
+        if _within(timeout, lambda: storage.read(True)).lease != held:
+            raise ClusterError("the lease is in use: its holder is alive; try step-down")
+    def release(snapshot: Snapshot, lease: Lease) -> Lease:
+        if lease != held:
+            raise ClusterError("the lease was renewed just now: its holder is alive")
+        return lease._replace(released=True)
+
+    _within(timeout, lambda: _edit_lease(storage, release))
+
+
+# ---- doctor
+
+_RACING = 4  # racers, each with a connection of its own
+_TRIES = 25  # of each racer, and of each timed call
+_GOOD, _ODD, _BAD = "ok", "warning", "FAILED"
+_COLOURS = {_GOOD: "32", _ODD: "33", _BAD: "31"}
+
+
+class _Finding(NamedTuple):
+    """What one check of the doctor found."""
+
+    verdict: str
+    text: str
+
+
+class _Doctor:
+    """Checks whether a storage and a network are fit for a cluster.
+
+    Writes nothing but join numbers, of which some may be left out, and, for the time
+    of the last check, the record of a member that never becomes primary.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self._options = options
+        self._control = _node_of(
+            options, storage_backend=_storage(options.storage),
+            node_name="doctor-" + _random_id(), priority=None,
+        )  # fmt: skip
+        self._timings = self._control.timings
+        self._began = _clock(), time.time()
+        self._snapshot: Optional[Snapshot] = None
+
+    checks: Tuple[Tuple[str, Callable[["_Doctor"], _Finding]], ...] = ()
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        return _within(self._options.timeout, call)
+
+    def _opened(self) -> StorageBackend:
+        storage = _storage(self._options.storage, self._options.create)
+        self._call(lambda: storage.open(self._options.cluster))
+        return storage
+
+    def storage(self) -> _Finding:
+        """Can it be opened, and is it the kind that is meant?"""
+        storage = self._opened()
+        snapshot: Snapshot = self._call(lambda: storage.read(True))
+        self._snapshot = snapshot
+        text = "holds the cluster, with %d records" % len(snapshot.nodes)
+        if isinstance(storage, SharedFsStorageBackend):
+            kind = _file_system(storage.path) or "unknown"
+            text += "; its file system: " + kind
+            if "fuse" in kind and kind != "fuse.sshfs":
+                text += ". Object stores mounted as folders rename by copying: unfit"
+                return _Finding(_ODD, text)
+        return _Finding(_GOOD, text)
+
+    def swaps(self) -> _Finding:
+        """Of racing compare-and-swaps, does exactly one win?"""
+        storages = [self._opened() for _ in range(_RACING)]
+        numbers: List[int] = []
+        racers = [
+            threading.Thread(target=self._race, args=(storage, numbers), daemon=True)
+            for storage in storages
+        ]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join(self._options.timeout)
+        for storage in storages:
+            self._call(storage.close)
+        won, distinct = len(numbers), len(set(numbers))
+        if won != distinct:
+            text = "%d of %d swaps were won twice: not atomic, never use this storage"
+            return _Finding(_BAD, text % (won - distinct, won))
+        if won < _RACING * _TRIES:
+            text = "%d of %d racing swaps failed or hang"
+            return _Finding(_BAD, text % (_RACING * _TRIES - won, _RACING * _TRIES))
+        return _Finding(_GOOD, "each of %d racing swaps was won once" % won)
+
+    def _race(self, storage: StorageBackend, numbers: List[int]) -> None:
+        try:
+            for _ in range(_TRIES):
+                numbers.append(storage.next_join_number())
+        except StorageError as error:
+            log.warning("%s", error)
+
+    def latency(self) -> _Finding:
+        """Is it fast enough for the timings?"""
+        storage, timings = self._opened(), self._timings
+        reads = self._timed(lambda: storage.read(True))
+        swaps = self._timed(storage.next_join_number)
+        limit = timings.renewal_deadline / 3
+        text = "a read takes %.1f ms (worst %.1f), a swap %.1f ms (worst %.1f)" % (
+            _median(reads) * 1e3, max(reads) * 1e3,
+            _median(swaps) * 1e3, max(swaps) * 1e3,
+        )  # fmt: skip
+        if max(_median(reads), _median(swaps)) > limit:
+            text += "; more than %.0f ms: longer timings are needed"
+            return _Finding(_BAD, text % (limit * 1e3))
+        if max(reads + swaps) > limit:
+            text += "; single ones above %.0f ms delay a failover"
+            return _Finding(_ODD, text % (limit * 1e3))
+        return _Finding(_GOOD, text)
+
+    def _timed(self, call: Callable[[], Any]) -> List[float]:
+        times = []
+        for _ in range(_TRIES):
+            began = _clock()
+            self._call(call)
+            times.append(_clock() - began)
+        return times
+
+    def clock(self) -> _Finding:
+        """Does this host's monotonic clock run as fast as its wall clock?"""
+        self._sleep_until(self._began[0] + 1.0)
+        rate = (_clock() - self._began[0]) / max(1e-9, time.time() - self._began[1])
+        text = "the monotonic clock runs at %.4f of the wall clock's rate" % rate
+        if abs(rate - 1) > CLOCK_MARGIN / 2:
+            text += "; up to %g may differ. Was the wall clock set just now?"
+            return _Finding(_ODD, text % CLOCK_MARGIN)
+        return _Finding(_GOOD, text)
+
+    def _sleep_until(self, at: float) -> None:
+        while _clock() < at:
+            time.sleep(max(0.0, min(0.2, at - _clock())))
+
+    def timings(self) -> _Finding:
+        """What the timings mean, and whether the primary has the same."""
+        timings = self._timings
+        text = (
+            "a node is lost after %.1f s; next primary about %.1f s after a host's "
+            "death, at once after a process's on a shared host; a stop callback has "
+            "%.1f s"
+        ) % (
+            timings.detection_time,
+            max(timings.detection_time, timings.lease_duration),
+            timings.stop_budget,
+        )
+        lease = self._snapshot.lease if self._snapshot else None
+        if lease and abs(lease.duration - timings.lease_duration) > 1e-6:
+            text += ". The primary's lease is of %g s, these options give %g s"
+            text %= (lease.duration, timings.lease_duration)
+            return _Finding(_ODD, text)
+        return _Finding(_GOOD, text)
+
+    def members(self) -> _Finding:
+        """Does every member hear this host, and this host every member?"""
+        control, options = self._control, self._options
+        try:
+            join_cluster(control, options.timeout)
+            control.start()
+            return self._heard(control)
+        finally:
+            leave_cluster(control, options.timeout)
+
+    def _heard(self, control: ClusterControl) -> _Finding:
+        deadline = _clock() + self._timings.detection_time
+        while True:
+            links = _links(control)
+            if _clock() >= deadline or all(how == _BOTH for how in links.values()):
+                break
+            self._sleep_until(_clock() + 0.05)
+        if not links:
+            return _Finding(_GOOD, "there is no other member to be heard")
+        bad = ["%s %s" % item for item in sorted(links.items()) if item[1] != _BOTH]
+        if bad:
+            packets = control.status()["packets"].items()
+            dropped = ["%s: %d" % (k, count) for k, count in packets if k != TAKEN]
+            hint = "; packets were dropped (%s)" % ", ".join(dropped) if dropped else ""
+            return _Finding(_BAD, "; ".join(bad) + hint)
+        return _Finding(_GOOD, "heard both ways: " + ", ".join(sorted(links)))
+
+
+_BOTH = "is heard both ways"
+
+
+def _links(control: ClusterControl) -> Dict[str, str]:
+    """How each other member is heard, by name."""
+    runtime, links = control._runtime, {}
+    if runtime is not None:
+        with runtime.changed:
+            for record in runtime.core.records.values():
+                peer = runtime.core.peers.get(record.incarnation)
+                one_way = peer is not None and peer.newest_at > -FOREVER
+                address = " (at %s:%d)" % record.address
+                links[record.name] = (
+                    _BOTH if peer is not None and peer.ever
+                    else "is heard, but does not hear this host: a firewall here?"
+                    if one_way else "is not heard: lost, or unreachable" + address
+                )  # fmt: skip
+    return links
+
+
+def _median(values: List[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+_Doctor.checks = (
+    ("storage", _Doctor.storage), ("swaps", _Doctor.swaps),
+    ("latency", _Doctor.latency), ("clock", _Doctor.clock),
+    ("timings", _Doctor.timings), ("members", _Doctor.members),
+)  # fmt: skip
+
+
+def _run_doctor(options: Any) -> int:
+    import signal
+
+    def terminated(*_: object) -> None:
+        raise KeyboardInterrupt  # so that the record of the last check is removed
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        return _examine_all(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _examine_all(options: Any) -> int:
+    doctor, colour = _Doctor(options), _in_colour() and not options.json
+    findings = {}
+    for subject, check in _Doctor.checks:
+        if not options.json:
+            print("%-8s " % subject, end="", flush=True)
+        try:
+            finding = check(doctor)
+        except ClusterError as error:
+            finding = _Finding(_BAD, str(error))
+        findings[subject] = finding
+        verdict = finding.verdict
+        if colour:
+            verdict = "\x1b[%sm%s\x1b[0m" % (_COLOURS[verdict], verdict)
+        if not options.json:
+            print("%s: %s" % (verdict, finding.text), flush=True)
+        if subject == "storage" and finding.verdict == _BAD:
+            break  # nothing else can be asked
+    if options.json:
+        print(json.dumps({key: value._asdict() for key, value in findings.items()}))
+    return _EXIT_NO if any(f.verdict == _BAD for f in findings.values()) else 0
+
+
+# ---- the table of subcommands
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e9:
@@ -8047,6 +8391,29 @@ _SUBCOMMANDS: Dict[str, _Subcommand] = {
                 help="between SIGTERM and SIGKILL in an orderly stop (default: what "
                 "the stop budget has); in all other cases the stop budget rules",
             ),
+        ) + _NODE_OPTIONS,
+    ),
+    "step-down": _Subcommand(
+        _step_down,
+        "asks the primary to hand over, and waits until it has",
+        (_option("--to", metavar="NODE", help="the next primary; default: anybody"),),
+    ),
+    "pause": _Subcommand(_pause, "keeps everybody from becoming primary, until resumed"),
+    "resume": _Subcommand(_resume, "lets the members elect a primary again"),
+    "evict": _Subcommand(
+        _evict,
+        "removes the record of a dead node, and releases the lease if it holds it",
+        (
+            _option("node", metavar="NODE", help="its name"),
+            _option("--yes", action="store_true", help="do not ask"),
+        ),
+    ),
+    "doctor": _Subcommand(
+        _run_doctor,
+        "is the storage fit, and does every member hear this host; 1 if something isn't",
+        (
+            _JSON,
+            _option("--create", action="store_true", help="if it is not there yet"),
         ) + _NODE_OPTIONS,
     ),
 }  # fmt: skip
