@@ -134,11 +134,9 @@ def page(port):
         return answer.read().decode()
 
 
-@pytest.mark.parametrize(
-    "options", [[], ["--preload"], ["--worker-class=gevent"]], ids=" ".join
-)
+@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["lazy", "preload"])
 def test_gunicorn_with_eight_workers_runs_one_scheduler(stage, options):
-    needs("gunicorn", "flask", "gevent")
+    needs("gunicorn", "flask")
     port = free_port()
     stage.run(
         "gunicorn", "--workers", "8", "--bind", "127.0.0.1:%d" % port,
