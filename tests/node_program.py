@@ -6,6 +6,7 @@ words `stop`, `step_down` and `primary` on its standard input.
 """
 
 import json
+import logging
 import mmap
 import os
 import signal
@@ -41,6 +42,11 @@ def main():
     settings = json.loads(sys.argv[1])
     slow, failing = settings.pop("slow", {}), settings.pop("failing", [])
     folder, stamp = settings.pop("folder"), settings.pop("stamp", None)
+    storage, log = settings.pop("storage", None), settings.pop("log", None)
+    if log:
+        form = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(filename=log, level=logging.INFO, format=form)
+    backend = cluster.SharedFsStorageBackend(folder) if folder else None
     lock = threading.Lock()
 
     def tell(event, **more):
@@ -65,7 +71,7 @@ def main():
         start_primary_callback=callback("start"),
         stop_primary_callback=callback("stop"),
         exit_callback=callback("exit"),
-        storage_backend=cluster.SharedFsStorageBackend(folder),
+        storage_backend=backend or cluster.storage_from_url(storage),
         **settings
     )  # fmt: skip
     try:
@@ -98,12 +104,15 @@ def main():
 
 
 class Node:
-    """A running node program, and what it has told."""
+    """A running node program, and what it has told.
+
+    Its storage is a folder or, with None, that of the URL `storage` in its settings.
+    """
 
     program = os.path.abspath(__file__)
 
     def __init__(self, name, folder, **settings):
-        settings = dict(settings, node_name=name, folder=str(folder))
+        settings = dict(settings, node_name=name, folder=folder and str(folder))
         self.stamp = settings.get("stamp")
         self.name = name
         self.events = []

@@ -26,6 +26,7 @@ import threading
 import time
 
 PASSWORD = "pass%20word-1"  # quoted in a URL; must show in no error and no log
+PLAIN_PASSWORD = "pass word-1"
 PATIENCE = 30  # seconds for a server to come up, on a loaded machine
 
 
@@ -187,7 +188,7 @@ class PostgreSQL(Server):
     def prepare(self):
         secret = os.path.join(self.folder, "secret")
         with open(secret, "w") as file:
-            file.write(PASSWORD.replace("%20", " "))
+            file.write(PLAIN_PASSWORD)
         os.chmod(secret, 0o644)
         self.run(
             "initdb", "-D", self.data, "-A", "scram-sha-256", "-U", "app", "--no-sync",
@@ -221,7 +222,7 @@ class MariaDB(Server):
         with open(os.path.join(self.folder, "init.sql"), "w") as file:
             file.write("CREATE DATABASE IF NOT EXISTS app;\n")
             file.write("CREATE USER IF NOT EXISTS app IDENTIFIED BY '%s';\n"
-                       % PASSWORD.replace("%20", " "))  # fmt: skip
+                       % PLAIN_PASSWORD)  # fmt: skip
             file.write("GRANT ALL ON app.* TO app;\n")
 
     def command(self):
@@ -238,7 +239,7 @@ class MariaDB(Server):
     def ready(self):
         return self.run(
             "mariadb-admin", "--no-defaults", "-h127.0.0.1", "-P%d" % self.port,
-            "-uapp", "-p" + PASSWORD.replace("%20", " "), "ping", check=False,
+            "-uapp", "-p" + PLAIN_PASSWORD, "ping", check=False,
         )  # fmt: skip
 
     @property
@@ -259,12 +260,12 @@ class Redis(Server):
         return [
             "redis-server", "--port", str(self.port), "--bind", "127.0.0.1",
             "--dir", self.data, "--save", "", "--appendonly", "yes",
-            "--appendfsync", "no", "--requirepass", PASSWORD.replace("%20", " "),
+            "--appendfsync", "no", "--requirepass", PLAIN_PASSWORD,
         ]  # fmt: skip
 
     def ready(self):
         return self.run("redis-cli", "-e", "-p", str(self.port), "-a",
-                        PASSWORD.replace("%20", " "), "ping", check=False)  # fmt: skip
+                        PLAIN_PASSWORD, "ping", check=False)  # fmt: skip
 
     @property
     def url(self):
@@ -331,8 +332,8 @@ class Proxy:
     def __init__(self, port):
         self.target = port
         self.round_trips = 0
-        self._open = threading.Event()
-        self._open.set()
+        self._requests, self._answers = threading.Event(), threading.Event()
+        self.heal()
         self._pairs = []
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
@@ -344,10 +345,11 @@ class Proxy:
         while True:
             try:
                 client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            try:
                 server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
-                if self._listener.fileno() < 0:
-                    return
                 client.close()
                 continue
             for one in (client, server):
@@ -361,10 +363,11 @@ class Proxy:
                 ).start()
 
     def _pump(self, source, target, is_request, asking):
+        gate = self._requests if is_request else self._answers
         try:
             while True:
                 data = source.recv(65536)
-                self._open.wait()
+                gate.wait()
                 if not data:
                     break
                 if is_request and not asking[0]:
@@ -381,10 +384,16 @@ class Proxy:
 
     def cut(self):
         """Nothing passes any more, and nothing is refused: as a pulled cable."""
-        self._open.clear()
+        self._requests.clear()
+        self._answers.clear()
+
+    def hold_answers(self):
+        """What is asked is done, and nobody learns of it."""
+        self._answers.clear()
 
     def heal(self):
-        self._open.set()
+        self._requests.set()
+        self._answers.set()
 
     def close(self):
         self.heal()
