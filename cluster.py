@@ -1042,7 +1042,11 @@ class StorageBackend:
         """
 
     def close(self) -> None:
-        """Lets go of connections and files. Idempotent; a later `open` is legal."""
+        """Lets go of connections and files. Idempotent; a later `open` is legal.
+
+        Called once the node has stopped, and again after `leave_cluster`, if that had
+        to remove the record.
+        """
 
 
 # --------------------------------------------------------------------------------
@@ -5336,6 +5340,13 @@ def _resolve(
     return int(found[0][0]), found[0][4]
 
 
+def _close_quietly(backend: StorageBackend) -> None:
+    try:
+        backend.close()
+    except Exception as error:
+        log.debug("closing the storage: %s", error)
+
+
 class _StorageWorker:
     """The maintenance thread: one storage call at a time, results into the inbox.
 
@@ -5355,7 +5366,7 @@ class _StorageWorker:
         self._limit = _Limit()
         self._queue: "queue.SimpleQueue[Optional[Call]]"
         self.thread: Optional[threading.Thread] = None
-        self.abandoned = False
+        self.abandoned = self._ended = False
 
     def submit(self, call: Call) -> None:
         try:
@@ -5388,10 +5399,17 @@ class _StorageWorker:
         if self.thread is not None:
             self._queue.put(None)
 
+    def end(self) -> None:
+        """No call comes any more: the last thread closes the backend."""
+        self._ended = True
+        self.close()
+
     def _run(self, calls: "queue.SimpleQueue[Optional[Call]]") -> None:
         while True:
             call = calls.get()
             if call is None:
+                if self._ended:
+                    _close_quietly(self._backend)
                 return
             try:
                 returned = Returned(call.id, self._carry_out(call.request))
@@ -5916,7 +5934,7 @@ class _Runtime:
         self._socket.close()
         self._waker.close()
         self._woken.close()
-        self.storage.close()
+        self.storage.end()
         self.callbacks.close()
         self._control._close_health()
 
@@ -7167,6 +7185,7 @@ def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> 
             removed.append(True)
         except Exception as error:
             log.debug("%s: %s", ctrl.node_name, error)
+        _close_quietly(ctrl.storage_backend)
 
     thread = threading.Thread(target=remove, name="cluster-leave", daemon=True)
     try:
