@@ -2595,7 +2595,7 @@ def storage_from_url(url: str, **options: Any) -> StorageBackend:
         "a storage URL begins with file://, sqlite://, postgresql://, mysql://, "
         "mariadb://, redis://, rediss://, valkey:// or unix://, not with"
     )
-    shown = kind if re.match("[a-z0-9]{1,20}$", kind) else "(none of a known form)"
+    shown = kind + "://" if re.match("[a-z0-9]{1,20}$", kind) else "(none of a known form)"
     raise ValueError("%s %s" % (text, shown))
 
 
@@ -7795,16 +7795,10 @@ class _Subcommand(NamedTuple):
 
 
 def _storage(url: str, create: bool = False) -> StorageBackend:
-    """The storage that a folder's path or a file URL names."""
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    parts = urlsplit(url)
-    if len(parts.scheme) > 1 and parts.scheme != "file":
-        text = "storage must be a folder or a file:// URL, not %s://..."
-        raise ValueError(text % parts.scheme)
-    path = url2pathname(parts.path) if parts.scheme == "file" else url
-    return SharedFsStorageBackend(path, create=create)
+    """The storage that a folder's path or a URL names."""
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:", url):  # not C:\, a folder on Windows
+        return storage_from_url(url, create=create)
+    return SharedFsStorageBackend(url, create=create)
 
 
 def _within(timeout: float, call: Callable[[], Any]) -> Any:
@@ -8358,7 +8352,8 @@ _CLUSTER_OPTIONS = (
     _option("--cluster", metavar="NAME", help="default: $CLUSTER_NAME"),
     _option(
         "--storage", metavar="URL",
-        help="a folder's path or a file:// URL; default: $CLUSTER_STORAGE",
+        help="a folder's path, or a URL as storage_from_url takes it; default: "
+        "$CLUSTER_STORAGE",
     ),
     _option(
         "--timeout", type=_positive, default=10, metavar="SECONDS",

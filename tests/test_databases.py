@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ import pytest
 sqlalchemy = pytest.importorskip("sqlalchemy")
 redis = pytest.importorskip("redis")
 
+import cluster  # noqa: E402
 from cluster import (  # noqa: E402
     ClusterError,
     RedisStorageBackend,
@@ -533,3 +535,17 @@ def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ClusterError, match="pip install"):
             storage_from_url(url)
+
+
+def test_the_command_line_takes_the_url_of_a_database(tmp_path):
+    url = "sqlite:///%s" % (tmp_path / "cluster.sqlite")
+    backend = storage_from_url(url)
+    backend.open(CLUSTER)
+    backend.write_node(RECORD)
+    command = [sys.executable, "-m", "cluster", "status", "--json", "--cluster"]
+    done = subprocess.run(
+        command + [CLUSTER, "--storage", url],
+        stdout=subprocess.PIPE, cwd=os.path.dirname(cluster.__file__), timeout=60,
+    )  # fmt: skip
+    backend.close()
+    assert RECORD.name in done.stdout.decode(), done
