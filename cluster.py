@@ -1528,8 +1528,13 @@ class SharedFsStorageBackend(StorageBackend):
     def _furnish(self, folder: str, cluster_id: str) -> None:
         for name in ("nodes", "rosters"):
             _make_folder(os.path.join(folder, name))
+        identity = os.path.join(folder, "identity")
+        for name in os.listdir(identity) if os.path.isdir(identity) else []:
+            # Perhaps a link or a pipe under the name of an id. Should the right file
+            # be there since: it is made anew like one that was removed
+            _move_aside(os.path.join(identity, name), stat.S_ISREG)
         # Several may do this at once: of a register, one of them makes the first value
-        _Register(os.path.join(folder, "identity"), _identity).swap(None, cluster_id)
+        _Register(identity, _identity).swap(None, cluster_id)
         seniority = _Register(os.path.join(folder, "seniority"), _number)
         seniority.swap(None, _number_name(self._top_number))
 

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -33,14 +34,14 @@ class Lab:
         self.controls = []
         self.calls = []
 
-    def node(self, name, **settings):
+    def node(self, name, cluster_name="lab", **settings):
         keywords = dict(FAST, host_name="127.0.0.1", same_host_proof=False)
         for kind in ("start", "stop"):
             note = lambda kind=kind: self.calls.append((name, kind))  # noqa: E731
             keywords[kind + "_primary_callback"] = note
         keywords["storage_backend"] = SharedFsStorageBackend(self.path)
         keywords.update(settings)
-        control = ClusterControl("lab", node_name=name, **keywords)
+        control = ClusterControl(cluster_name, node_name=name, **keywords)
         self.controls.append(control)
         control.start()
         return control
@@ -467,3 +468,98 @@ def flooded(lab, nodes, settings, caplog):
     print("%.0f packets/s for %.0f s, %d dropped by the kernel, by the node: %s" % (
         float(done.stdout), seconds, drops, packets
     ))  # fmt: skip
+
+
+# ---- names and files
+
+ODD = [
+    "../../escape", "/etc/x", "a\\..\\b", ".", "..", "a\nb", "a\0b", "\U0001f389" * 50,
+    "x" * 200, "node", "NODE", "Node", "con", "a%2fb", "-rf *", "~root", "$(touch x)",
+]  # fmt: skip
+
+
+def test_odd_names_touch_nothing_outside_the_folder(tmp_path):
+    before = os.umask(0)
+    root = tmp_path / "in" / "share"
+    lab = Lab(root)
+    try:
+        slow = dict(hb_interval=0.5, hb_timeout=5, check_interval=1)  # for 17 at once
+        lab.started(*ODD, **slow)
+        other = lab.node(ODD[0], cluster_name="../lab", **slow)
+        assert other.wait_for_primary(10)
+        assert sorted(lab.controls[0].cluster.nodes) == sorted(ODD)
+        found = {path: mode_of(path) for path in tmp_path.rglob("*")}
+    finally:
+        lab.close()
+        os.umask(before)
+    inside = [p for p in found if p == root or root in p.parents]
+    assert set(found) - set(inside) == {root.parent}
+    assert [p for p in tmp_path.rglob("*") if "node-" in p.name] == []  # all have left
+    if os.name == "posix":
+        assert [p for p in found if found[p] & stat.S_IWOTH] == []
+
+
+def mode_of(path):
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:  # renamed meanwhile
+        return 0
+
+
+def plants(folder, outside):
+    """Puts one of each kind of trouble there, under names that are looked for."""
+    names = ["node-x.%s.json", "%s", "5.%s.7.json", "9_9_%s_1_0_-1_5.0_300.0_60.0"]
+    kinds = {
+        "b": lambda path: os.mkfifo(path),
+        "c": lambda path: os.mkdir(path),
+        "d": lambda path: os.symlink(str(outside), path),
+        "e": lambda path: os.symlink(path, path),
+        "f": lambda path: os.symlink("/dev/zero", path),
+        "9": sparse_gigabytes,
+    }
+    for letter, kind in kinds.items():
+        for name in names:
+            # no file of the lease's folder: a regular one there is a lease
+            if not (name.startswith("9_") and letter == "9"):
+                kind(os.path.join(folder, name % (letter * 16)))
+
+
+def sparse_gigabytes(path):
+    with open(path, "wb") as file:
+        file.truncate(1 << 33)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
+def test_what_is_planted_in_the_folders_of_a_running_cluster_harms_nothing(lab):
+    a, b = lab.started("a", "b", secret=SECRET)
+    outside = lab.path + "-outside"
+    with open(outside, "w") as file:
+        file.write("untouched")
+    base = os.path.join(lab.path, "cluster-lab")
+    memory = peak_memory()
+    for folder in [lab.path, base] + [
+        os.path.join(base, name) for name in ("nodes", "rosters", "lease")
+    ]:
+        plants(folder, outside)
+    identity = os.path.join(base, "identity")
+    (own,) = os.listdir(identity)
+    os.unlink(os.path.join(identity, own))
+    os.mkfifo(os.path.join(identity, own))
+    storage = CountingStorage(lab.path)
+    c = lab.node("c", secret=SECRET, storage_backend=storage)
+    until(lambda: all(all_active(control, "abc") for control in (a, b, c)), 20)
+    until(lambda: storage.reads > 10)
+    assert a.is_primary and lab.calls == [("a", "start")]
+    assert all(control.status()["storage"] == "ok" for control in (a, b, c))
+    a.stop()
+    until(lambda: b.is_primary or c.is_primary)
+    with open(outside) as file:
+        assert file.read() == "untouched"
+    assert peak_memory() < memory + 100 * 1024 * 1024
+
+
+def peak_memory():
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
