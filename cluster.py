@@ -5183,7 +5183,8 @@ def _can_bind(record: NodeRecord) -> bool:
 # I/O edges: clock, socket, storage worker, callback worker
 # --------------------------------------------------------------------------------
 
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+# Goes on in suspend, as CLOCK_MONOTONIC does on macOS, where time.monotonic does not
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
 _PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
