@@ -5229,9 +5229,9 @@ class _Gate:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         # Peers go on sending to a node that was restarted, for a moment
         if kind != NOT_FOR_US and self._limits.setdefault(kind, _Limit()).passes():
-            text = "%s: dropped packets %s: %d so far, the last from %s:%d"
+            text = "%s: dropped packets (%s): %d so far, the last from %s:%d"
             if kind == TAKEN:
-                text = "%s: took packets %s: %d so far, the last from %s:%d"
+                text = "%s: took packets (%s): %d so far, the last from %s:%d"
             log.warning(text, self._node_name, kind, self.counts[kind], *source)
 
 
