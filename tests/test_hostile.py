@@ -175,6 +175,33 @@ def test_replaying_the_packets_of_a_dead_node_does_not_keep_it_alive(lab):
     assert took < survivor.timings.detection_time + 3
 
 
+@pytest.mark.processes
+def test_packets_that_were_held_back_do_not_keep_a_dead_node_alive(lab):
+    settings = dict(FAST, hb_interval=0.05, secret=SECRET)
+    dead = Node("dead", lab.path, same_host_proof=False, **settings)
+    try:
+        until(lambda: dead.is_primary())
+        survivor = lab.node("survivor", **settings)
+        until(lambda: all_active(survivor, ["dead", "survivor"]))
+        sock, held = survivor._runtime._socket, []
+        receive = sock.receive
+
+        def hold_back():
+            for data, _ in iter(receive, None):
+                held.append(data)
+
+        sock.receive = hold_back
+        until(lambda: len(held) > 60)
+        dead.kill()
+        del sock.receive
+        packets = iter(held[:])
+        with Sender(address(survivor), lambda: [next(packets)], 0.1):
+            until(lambda: survivor.is_primary)
+        assert next(packets, None) is not None  # while there were more of them
+    finally:
+        dead.close()
+
+
 @pytest.mark.parametrize("restarted", ["sender", "receiver"])
 def test_what_was_sent_before_a_restart_is_refused_after_it(lab, restarted):
     a, b = lab.started("a", "b", secret=SECRET)
