@@ -7324,6 +7324,7 @@ atexit.register(_stop_at_exit)
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _GRACE = 0.75  # of the stop budget: the rest is for what SIGKILL takes
+_START_PATIENCE = 30.0  # seconds for the guardian's start
 _SETTLED = 1.0  # seconds; a COMMAND that ends sooner has failed to start
 _POLL = 0.02  # seconds between two looks at processes that are to end
 
@@ -7365,7 +7366,7 @@ def _signal(send: Callable[[int, int], None], pid: int, number: int) -> bool:
 
 
 def _signal_family(group: int, number: int) -> bool:
-    """Signals the group, and what has left it; False once there is nobody."""
+    """Signals a group (0: none) and all descendants; False once there is nobody."""
     found = group > 0 and _signal(os.killpg, group, number)
     for pid in _descendants(os.getpid()):
         try:
@@ -7476,11 +7477,16 @@ class _Guardian:
             return False
         kill = now >= min(self._kill_at, last)
         # Reaped before the look, so that no zombie of ours counts
-        return not _signal_family(self._child, signal.SIGKILL if kill else 0)
+        return not self._signal_all(signal.SIGKILL if kill else 0)
+
+    def _signal_all(self, number: int) -> bool:
+        # Once it is reaped, its number may become that of a strange group
+        known = self._code is None or not _sees_own_pids()
+        return _signal_family(self._child if known else 0, number)
 
     def _end(self, number: int, kill_at: float) -> None:
         if self._kill_at is None:
-            _signal_family(self._child, number)
+            self._signal_all(number)
         self._kill_at = min(self._kill_at or kill_at, kill_at)
         self._gate.close()
 
@@ -7506,7 +7512,10 @@ class _Guardian:
             return
         self._deadline = values[0]
         if word == "begin" and self._kill_at is None and _clock() < self._deadline:
-            self._gate.send(b"g")
+            try:
+                self._gate.send(b"g")
+            except OSError:  # somebody has killed it
+                pass
 
     def _say(self, *message: object) -> None:
         try:
@@ -7559,7 +7568,7 @@ class _Work:
     def companions(self) -> Tuple[Tuple[int, int], ...]:
         """Guardian and COMMAND's process, which does not run COMMAND yet."""
         with self._changed:
-            self._changed.wait_for(lambda: self._child or self.ended)
+            self._changed.wait_for(lambda: self._child or self.ended, _START_PATIENCE)
         guardian = self._guardian.pid
         start_time = _process_stat(str(guardian)).start_time
         return ((guardian, start_time), self._child) if self._child else ()
@@ -7623,7 +7632,8 @@ class _Work:
         """Without a guardian all of its family is the supervisor's: a subreaper."""
         import signal
 
-        group = self._child[0] if self._child else 0
+        self._guardian.kill()
+        group = self._child[0] if self._child and not _sees_own_pids() else 0
         while _signal_family(group, signal.SIGKILL):
             _reap()
             time.sleep(_POLL)
@@ -7885,6 +7895,7 @@ class _Onlooker:
             "cluster": self._cluster, "storage": "ok",
             "primary": holder if primary else None,
             "term": lease.term if lease else 0, "why_none": why_none,
+            "paused": bool(lease and lease.paused),
             "lease_age": age, "lease_duration": lease.duration if lease else None,
             "lease_left": (
                 lease.duration - age
@@ -7900,8 +7911,8 @@ class _Onlooker:
         """The same for a storage that did not answer."""
         return {
             "cluster": self._cluster, "storage": str(error), "primary": None,
-            "term": 0, "why_none": "the storage does not answer", "lease_age": None,
-            "lease_duration": None, "lease_left": None, "members": [],
+            "term": 0, "why_none": "the storage does not answer", "paused": False,
+            "lease_age": None, "lease_duration": None, "lease_left": None, "members": [],
         }  # fmt: skip
 
 
@@ -7948,6 +7959,8 @@ def _table(picture: Dict[str, Any]) -> List[Tuple[str, str]]:
     """The lines for a terminal, each with its colour ("" for none)."""
     head = "cluster %(cluster)s, storage: %(storage)s" % picture
     lines = [(head, "" if picture["storage"] == "ok" else "31")]
+    if picture["paused"]:
+        lines.append(("PAUSED: nobody takes over, whatever happens, until resume", "33"))
     if picture["primary"] is None:
         lines.append(("no primary: %s" % picture["why_none"], "31"))
     rows = [("NODE", "ADDRESS", "VERSION", "PRIMARY", "ACTIVE", "JOINED", "AGE", "LEFT")]

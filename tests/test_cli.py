@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +103,34 @@ def test_a_url_of_an_unknown_kind_is_wrong_usage_and_its_password_is_not_shown()
     assert "odd://" in errors and "pass" not in errors
 
 
+@pytest.mark.parametrize(
+    "options, rule",
+    [
+        ([], "give COMMAND after --"),
+        (["--hb-timeout", "1", "--", "true"], "hb_timeout (1 s) must be longer"),
+        (["--node-name", "x" * 201, "--", "true"], "node_name must be"),
+        (["--hb-port", "99999", "--", "true"], "hb_port must be 0 to 65535"),
+    ],
+)
+def test_settings_that_cannot_work_are_wrong_usage_and_name_the_rule(
+    folder, options, rule
+):
+    code, _, errors = run("run", *(where(folder) + options))
+    assert code == 2
+    assert rule in errors and "Traceback" not in errors
+    assert not os.path.exists(folder)
+
+
+def test_a_port_in_use_ends_run_with_a_reason(folder):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held:
+        held.bind(("127.0.0.1", 0))
+        port = str(held.getsockname()[1])
+        options = ["--host-name", "127.0.0.1", "--hb-port", port, "--", "true"]
+        code, _, errors = run("run", *(where(folder) + options))
+    assert code == 1
+    assert port in errors and "Traceback" not in errors
+
+
 # ---- status
 
 
@@ -125,6 +154,73 @@ def test_status_as_json_and_with_a_file_url_and_the_environment(control, folder)
     assert 0 <= picture["lease_age"] < picture["lease_duration"] == 1
     assert 0 < picture["lease_left"] <= 1
     assert [m["name"] for m in picture["members"]] == ["one"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(
+    "environment, coloured", [({}, True), ({"NO_COLOR": ""}, False)]
+)
+def test_watch_on_a_terminal_is_drawn_anew_in_colour(
+    control, folder, environment, coloured
+):
+    import pty
+
+    ours, theirs = pty.openpty()
+    watch = subprocess.Popen(
+        PROGRAM + ["watch", "--interval", "0.1"] + where(folder),
+        cwd=FOLDER,
+        env=dict(os.environ, TERM="xterm", **environment),
+        stdout=theirs,
+    )
+    try:
+        seen = b""
+        while seen.count(b"one ") < 3:
+            seen += os.read(ours, 4096)
+        assert (seen.count(b"\x1b[H\x1b[J") >= 2) is coloured
+        assert (b"\x1b[32mone " in seen) is coloured
+        assert (b"\x1b" in seen) is coloured
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(10) == 0
+    finally:
+        watch.kill()
+        watch.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_watch_into_a_pipe_has_no_colour_and_sees_the_primary_stop(control, folder):
+    watch = subprocess.Popen(
+        PROGRAM + ["watch", "--json", "--interval", "0.1"] + where(folder),
+        cwd=FOLDER,
+        stdout=subprocess.PIPE,
+    )
+    with watch.stdout:
+        assert json.loads(watch.stdout.readline().decode())["primary"] == "one"
+        control.stop()
+        pictures = (json.loads(line.decode()) for line in watch.stdout)
+        stopped = next(p for p in pictures if not p["primary"])
+        assert "has stopped" in stopped["why_none"]
+    assert watch.wait(10) == 1  # nobody reads any more
+
+
+def test_watch_goes_on_when_the_storage_is_gone_and_back(control, folder):
+    watch = subprocess.Popen(
+        PROGRAM + ["watch", "--json", "--interval", "0.1"] + where(folder),
+        cwd=FOLDER,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        with watch.stdout:
+            pictures = (json.loads(line.decode()) for line in watch.stdout)
+            assert next(pictures)["storage"] == "ok"
+            os.rename(folder, folder + ".away")
+            gone = next(p for p in pictures if p["storage"] != "ok")
+            assert gone["primary"] is None and gone["members"] == []
+            os.rename(folder + ".away", folder)
+            assert next(p for p in pictures if p["primary"])["primary"] == "one"
+    finally:
+        watch.kill()
+        watch.wait()
 
 
 def test_after_an_orderly_stop_status_says_that_there_is_no_primary(control, folder):
