@@ -7654,7 +7654,7 @@ class _Supervisor:
     def __init__(self, options: Any) -> None:
         self._control = _node_of(
             options,
-            storage_backend=_storage(options.storage, create=True),
+            storage_backend=_storage(options.storage, create=options.create),
             start_primary_callback=self._start,
             stop_primary_callback=self._stop,
         )
@@ -8371,8 +8371,8 @@ _CLUSTER_OPTIONS = (
     _option("--cluster", metavar="NAME", help="default: $CLUSTER_NAME"),
     _option(
         "--storage", metavar="URL",
-        help="a folder's path, or a URL as storage_from_url takes it; default: "
-        "$CLUSTER_STORAGE",
+        help="a folder, or file://, sqlite://, postgresql://, mysql://, redis:// and "
+        "the like; default: $CLUSTER_STORAGE (which hides a password in it)",
     ),
     _option(
         "--timeout", type=_positive, default=10, metavar="SECONDS",
@@ -8390,10 +8390,13 @@ _SETTINGS: Tuple[Tuple[Callable[[str], Any], str, Tuple[str, ...]], ...] = (
     (float, "SECONDS", ("freeze_limit", "stop_timeout")),
 )
 _NODE_OPTIONS = tuple(
-    _option("--" + name.replace("_", "-"), type=kind, metavar=metavar)
+    _option(
+        "--" + name.replace("_", "-"), type=kind, metavar=metavar,
+        help="%s of ClusterControl" % name,
+    )
     for kind, metavar, names in _SETTINGS
     for name in names
-)
+)  # fmt: skip
 
 _SUBCOMMANDS: Dict[str, _Subcommand] = {
     "status": _Subcommand(
@@ -8418,6 +8421,10 @@ _SUBCOMMANDS: Dict[str, _Subcommand] = {
                 "--once", action="store_true",
                 help="leave and exit with COMMAND's exit code when it ends, instead of "
                 "stepping down and waiting for the next turn",
+            ),
+            _option(
+                "--no-create", dest="create", action="store_false",
+                help="refuse a storage that holds no such cluster: for mounted shares",
             ),
             _option(
                 "--grace", type=_positive, metavar="SECONDS",

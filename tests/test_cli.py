@@ -100,7 +100,34 @@ def test_a_folder_without_such_a_cluster_is_exit_code_3_and_stays_empty(folder):
 def test_a_url_of_an_unknown_kind_is_wrong_usage_and_its_password_is_not_shown():
     code, _, errors = run("status", "--cluster", "x", "--storage", "odd://u:pass@h/x")
     assert code == 2
-    assert "odd://" in errors and "pass" not in errors
+    assert "a storage URL begins with file://" in errors and "pass" not in errors
+
+
+def test_run_refuses_a_folder_without_a_cluster_if_told_so(folder):
+    """It waits for the share, as a service does, and says so."""
+    os.mkdir(folder)
+    node = subprocess.Popen(
+        PROGRAM + ["run", "--no-create"] + where(folder) + ["--", "true"],
+        cwd=FOLDER,
+        stderr=subprocess.PIPE,
+    )
+    with node.stderr:
+        line = next(line for line in node.stderr if b"holds no such cluster" in line)
+        node.terminate()
+        assert node.wait(20) == 0
+    assert folder.encode() in line and os.listdir(folder) == []
+
+
+def test_status_reads_a_database_too(tmp_path):
+    pytest.importorskip("sqlalchemy")
+    url = "sqlite:///%s" % (tmp_path / "cluster.sqlite")
+    assert run("status", "--cluster", "jobs", "--storage", url)[0] == 3
+    with cluster.ClusterControl(
+        "jobs", "127.0.0.1", "one", storage_backend=cluster.storage_from_url(url)
+    ) as control:
+        assert control.wait_for_primary(20)
+        code, output, _ = run("status", "--cluster", "jobs", "--storage", url)
+    assert code == 0 and "one" in output
 
 
 @pytest.mark.parametrize(
