@@ -26,7 +26,7 @@ gone = {
         + "alarm setitimer pause pthread_kill pthread_sigmask sigwait".split(),
     time: [n for n in dir(time) if n.startswith("CLOCK_")]
         + "clock_gettime clock_settime clock_getres pthread_getcpuclockid".split(),
-    _socket: "socketpair AF_UNIX AF_NETLINK AF_PACKET SO_REUSEPORT".split(),
+    _socket: "socketpair if_nameindex AF_UNIX AF_NETLINK AF_PACKET SO_REUSEPORT".split(),
 }
 for module, names in gone.items():
     for name in names:
@@ -82,7 +82,7 @@ calls = []
 def node(name):
     note = lambda kind: lambda: calls.append((name, kind))
     control = cluster.ClusterControl(
-        "jobs", "127.0.0.1", name, hb_interval=0.2, hb_timeout=1, check_interval=0.3,
+        "jobs", None, name, hb_interval=0.2, hb_timeout=1, check_interval=0.3,
         hb_missed_count=2, secret="a secret", own_version="1.0",
         storage_backend=cluster.SharedFsStorageBackend(sys.argv[1]),
         start_primary_callback=note("start"), stop_primary_callback=note("stop"),
