@@ -2982,12 +2982,27 @@ class Core:
         if pending is not self._call:  # given up: it may have landed, a read tells
             if event.error is None and event.result is False:
                 self._claim_is_over(pending)
+            if isinstance(event.result, Snapshot):
+                self._read_late(pending, event.result)
             return
         self._call = None
         if event.error is not None:
             self._storage_failed(pending, event.error)
         else:
             self._storage_answered(pending, event.result)
+
+    def _read_late(self, pending: Pending, snapshot: Snapshot) -> None:
+        """A read that was given up is old news, but may be all that a holder gets.
+
+        Whatever was renewed since, no other store, nor another term, stood there.
+        """
+        held, lease = self._held, snapshot.lease
+        if held is None or pending.began <= self._claimed_at:
+            return
+        if snapshot.cluster_id not in (None, self.cluster_id):
+            self._store_replaced()
+        elif lease is None or lease.term != held.term:
+            self._lose_lease("the lease is gone from the storage")
 
     def _storage_failed(self, pending: Pending, error: str) -> None:
         self._note_failure(pending, error)

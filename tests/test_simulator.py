@@ -1258,6 +1258,30 @@ def half_of_all_packets_lost(core):
         raise Broken("liveness", "%d living peers were lost" % found.false)
 
 
+def a_primary_that_moves_to_another_address(core):
+    world = settled(core=core)
+    world.move(world.primary(), C)
+    world.run(3 * D)
+    world.settle()
+    if world.losses or starts(world) > 1:
+        raise Broken("liveness", "it was lost")
+
+
+def a_store_that_is_replaced_as_only_a_read_given_up_could_tell(core):
+    world = settled(core=core, common=timings(freeze=300.0))
+    mount = world.mounts[world.primary().name]
+    mount.holds = (cluster.Read,)
+    world.wait_for(lambda: bool(mount.hung), 2 * C)
+    mount.holds = ()
+    world.run(1.1)
+    world.store.replace()
+    mount.set("ok")
+    world.set_storage("hang")
+    world.run(L)
+    world.boot("n9")
+    world.run(2 * D)
+
+
 def a_network_that_heals(core):
     for seed in range(40):  # in some, the members hear each other first
         world = World(Plan(3), seed, core)
@@ -1550,6 +1574,15 @@ class AsksTooSeldom(cluster.Core):
         self._ask_interval = timings.hb_interval / 5
 
 
+class ForgetsWhatItGaveUp(cluster.Core):
+    def _read_late(self, pending, snapshot):
+        pass
+
+
+class StaysWhereItWas(cluster.Core):
+    _HANDLERS = {**cluster.Core._HANDLERS, cluster.Described: lambda core, event: None}
+
+
 class DeposesAtTheFirstVote(cluster.Core):
     def _is_steady(self, peer):
         return True
@@ -1616,6 +1649,9 @@ BITES = [
      "liveness"),
     (AsksTooSeldom, half_of_all_packets_lost, "liveness"),
     (ClaimsWhilePaused, a_paused_cluster_whose_primary_dies, "pause"),
+    (ForgetsWhatItGaveUp,
+     a_store_that_is_replaced_as_only_a_read_given_up_could_tell, "S1 S3"),
+    (StaysWhereItWas, a_primary_that_moves_to_another_address, "liveness"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
 ]  # fmt: skip
