@@ -1028,8 +1028,8 @@ def a_reply_that_comes_while_nobody_looks_at_the_clock(core):
     mount.swap_reply_delay = R - COMMON.renewal_period - 0.05
     counter = world.store.lease.counter
     world.wait_for(lambda: world.store.lease.counter > counter, 1.0)
-    world.run(0.9)
-    primary.pause(0.7)  # in which the lease ends, and a success comes in
+    world.run(1.05)  # a call is slow by then, and nothing else wakes it
+    primary.pause(0.6)  # in which the lease ends, and a success comes in
     world.run(L)
 
 
