@@ -1140,22 +1140,23 @@ def a_cut_off_claimant_that_cannot_read_the_roster(core):
 
 
 def slow_callbacks_of_a_primary_whose_record_was_never_read(core):
-    world = settled(2, core=core, common=timings(freeze=0.0, stop=30.0),
-                    long_callbacks=True, stop_callback=(12.0, 12.0))  # fmt: skip
-    first, member = world.primary(), world.others()[0]
-    world.boot("n3", start=False)  # by it the member hears of the newcomer's lease
-    world.run(D)
-    world.set_storage("hang", member.name)
-    world.run(2 * D)
-    newcomer = world.boot("n9")
-    world.run(2 * H)
-    world.ask_to_stop(first)
-    world.wait_for(lambda: newcomer.is_primary, 20.0)
-    world.run(H)
-    world.set_storage("hang", "n9")
-    world.run(D + L)
-    world.set_storage("ok", member.name)
-    world.run(2 * D)
+    for phase in (-2.0, -0.5, -0.2, 0.2, 2.0):
+        world = settled(2, core=core, common=timings(freeze=0.0, stop=30.0),
+                        long_callbacks=True, stop_callback=(12.0, 12.0))  # fmt: skip
+        first, member = world.primary(), world.others()[0]
+        world.boot("n3", start=False)  # by it the member hears of the newcomer's lease
+        world.run(D)
+        world.set_storage("hang", member.name)
+        world.run(2 * D)
+        newcomer = world.boot("n9")
+        world.run(2 * H)
+        world.ask_to_stop(first)
+        world.wait_for(lambda: newcomer.is_primary, 20.0)
+        world.run(H)
+        world.set_storage("hang", "n9")
+        world.run(D + L + phase)
+        world.set_storage("ok", member.name)
+        world.run(2 * D)
 
 
 def the_end_of_an_outage(core):
