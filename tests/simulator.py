@@ -1521,6 +1521,23 @@ class World:
         for process in [p for p in self.alive if p.name == name]:
             process.die("crashed")
 
+    def move(self, process: Process, notices: float) -> None:
+        """Its host gets another address; the process notices after so long."""
+        host = "10.0.1.%d" % (len(self.owners) + 1)
+        self.note(process, "MOVED to %s", host)
+        del self.bound[process.address]
+        process.address = (host, process.address[1])
+        self.owners[process.address] = process.name
+        self.bound[process.address] = process
+        self.at(notices, self._notice_move, process)
+
+    def _notice_move(self, process: Process) -> None:
+        """Members look each check interval; until then, joining advertises it."""
+        if process.alive and process.core.record.host != process.address[0]:
+            if process.joined:
+                process.tell(Described(host=process.address[0]))
+            self.at(process.timings.check_interval, self._notice_move, process)
+
     def ask_to_stop(self, process: Process) -> None:
         self.note(process, "ASKED TO STOP")
         process.asked_to_stop = True
@@ -1683,6 +1700,7 @@ _MIXED = dict(
     cut=1, cut_one_way=1, split=1, isolate=1, heal_network=2, storage_one=1,
     storage_primary=1, storage_all=1, heal_storage=2, crash=1, pause=1, stall=0.3,
     loss=1, slow=1, newcomer=1, leave=1, step_down=0.3, hidden_roster=0.3,
+    move=0.3,
     describe=0.5, pause_cluster=0.3, ask_step_down=0.3,
 )  # fmt: skip
 WEIGHTS: Dict[str, Dict[str, float]] = {
@@ -1697,7 +1715,7 @@ WEIGHTS: Dict[str, Dict[str, float]] = {
     "churn": dict(
         crash=3, leave=2, newcomer=1, twin=0.7, upgrade=0.7, step_down=1, pause=0.5, describe=0.5,
         pause_cluster=0.5, ask_step_down=0.5,
-        isolate=0.5, split=0.5, heal_network=2, storage_one=0.5, heal_storage=1,
+        isolate=0.5, split=0.5, heal_network=2, storage_one=0.5, heal_storage=1, move=1,
     ),  # fmt: skip
     "pauses": dict(
         pause=4, stall=2, pause_primary=3, crash=0.5, cut_one_way=1, isolate=0.5,
@@ -1906,6 +1924,11 @@ class Nemesis:
 
     def stall(self) -> None:
         self._primary_or_anybody().pause(self._pause_seconds(), whole=False)
+
+    def move(self) -> None:
+        process = self._anybody()
+        delay = self.dice.between(0, process.timings.check_interval)
+        self.world.move(process, delay)
 
     def newcomer(self) -> None:
         if self.newcomers >= self.MAX_NEWCOMERS:

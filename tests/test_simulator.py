@@ -360,6 +360,32 @@ def test_who_stepped_down_is_no_candidate_for_a_while():
 # ---- roles: metadata, priority
 
 
+@pytest.mark.parametrize("which", ["the primary", "a member"])
+def test_who_moved_to_another_address_is_heard_there_and_nothing_else_changes(which):
+    world = settled()
+    moved = world.primary() if which == "the primary" else world.others()[0]
+    number, losses = moved.core.record.join_number, world.losses
+    world.move(moved, C)  # at the worst time: it has just looked
+    world.wait_for(
+        lambda: all(p.core.records[moved.name].address == moved.address
+                    for p in world.alive if p is not moved), C + 0.05
+    )  # fmt: skip
+    world.run(3 * D)
+    assert world.is_settled() and starts(world) == 1 and world.losses == losses
+    assert moved.core.record.join_number == number
+
+
+def test_who_moved_is_found_without_any_word_by_the_next_look_at_the_storage():
+    world = settled()
+    moved = world.others()[0]
+    world.isolate(moved.name)
+    world.move(moved, 0.0)
+    world.run(C + 0.1)
+    world.heal_network()
+    world.run(3 * H)
+    assert world.is_settled() and starts(world) == 1
+
+
 def test_new_metadata_is_seen_by_everybody_at_once():
     world = settled()
     world.describe(world.node("n2"), '{"site":"b"}')
