@@ -6,6 +6,7 @@
 
 With --preload this module is imported before the workers are forked: so it only
 makes the control, and each worker starts it, as a node of its own (gunicorn_conf.py).
+With --worker-class=gevent a request that never yields holds up the heartbeat too.
 """
 
 import os
