@@ -7409,16 +7409,16 @@ def _reap() -> Dict[int, int]:
 class _Guardian:
     """The guardian process: one COMMAND, from its start to the end of all of it.
 
-    Its only ways to end are that COMMAND and all its descendants have ended, or
-    SIGKILL. Of the latter the kernel tells COMMAND itself, by a SIGKILL as well; the
-    supervisor then ends the rest.
+    It ends when COMMAND and all its descendants have ended, and not before. Only
+    SIGKILL ends it sooner: then the kernel kills COMMAND too, and the supervisor the
+    rest.
     """
 
     def __init__(self, link: socket.socket, grace: float, command: List[str]) -> None:
         self._link, self._grace, self._command = link, grace, command
         self._unread = b""
         self._deadline = FOREVER
-        self._kill_at: Optional[float] = None  # set: all is to end
+        self._kill_at: Optional[float] = None  # once set, all is told to end
         self._code: Optional[int] = None
         self._gate, self._child = self._fork()
 
@@ -7706,6 +7706,7 @@ class _Supervisor:
                 text = "COMMAND ended with exit code %s, within %g s of its start"
                 raise ClusterError(text % (work.code, _SETTLED))
         self._settled = work
+        self._wake()
 
     def _record(self, companions: Tuple[Tuple[int, int], ...], term: int) -> bool:
         """Waits until the storage has them, or the term is over."""
@@ -7764,7 +7765,9 @@ class _Supervisor:
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             while control.is_alive():
-                if selector.select(self._timings.renewal_period / 4):
+                works = self._asked or (self._work and not self._work.ended)
+                pause = self._timings.renewal_period / 4 if works else 1.0
+                if selector.select(pause):
                     self._woken.recv(4096)
                 self._look()
         leave_cluster(control)
@@ -7776,7 +7779,9 @@ class _Supervisor:
             self._code = 0
             control.stop()
         if work is not None and not work.ended:
-            work.renew(self._deadline())
+            deadline = self._deadline()
+            if deadline > -FOREVER:  # else `_stop` is about to end it, by SIGTERM first
+                work.renew(deadline)
         elif work is not None and work is self._settled and control.term:
             self._settled = None
             log.info("COMMAND ended with exit code %s", work.code)

@@ -131,16 +131,12 @@ class Stage:
     def pids(self, name):
         return {e.pid for e in self.entries() if e.node == name}
 
-    def guardian(self, supervisor):
-        """The pid of the one guardian that this supervisor has."""
-        path = "/proc/%d/task/%d/children" % (supervisor.pid, supervisor.pid)
-        found = set()
-        for entry in os.listdir("/proc/%d/task" % supervisor.pid):
-            path = "/proc/%d/task/%s/children" % (supervisor.pid, entry)
-            with open(path) as file:
-                found.update(map(int, file.read().split()))
-        (pid,) = found
-        return pid
+    def guardian(self, name):
+        """The pid of that node's guardian, which its record tells."""
+        storage = cluster.SharedFsStorageBackend(self.storage, create=False)
+        storage.open("jobs")
+        (record,) = [r for r in storage.read(True).nodes if r.name == name]
+        return record.companions[0][0]
 
     def check(self):
         """Never two at once: no term's last entry is after the first of a later."""
@@ -217,7 +213,7 @@ def test_a_stopped_supervisor_s_command_ends_at_the_deadline(stage):
 def test_a_killed_guardian_takes_its_command_along_and_the_node_steps_down(stage):
     a, _ = pair(stage)
     pids = stage.pids("a")
-    os.kill(stage.guardian(a), signal.SIGKILL)
+    os.kill(stage.guardian("a"), signal.SIGKILL)
     until(lambda: stage.running("b", ALL))
     assert not alive(pids)
     assert "guardian of COMMAND was killed" in stage.log("a")
@@ -230,7 +226,7 @@ def test_supervisor_and_guardian_killed_at_once(stage):
     until(lambda: stage.running("a"))
     stage.node("b")
     until(lambda: "'b' is a member now" in stage.log("a"))
-    guardian = stage.guardian(a)
+    guardian = stage.guardian("a")
     a.kill()
     os.kill(guardian, signal.SIGKILL)
     until(lambda: stage.running("b"))
@@ -241,7 +237,7 @@ def test_a_stopped_guardian_does_not_keep_command_alive(stage):
     """The supervisor sees to it itself, when its turn ends."""
     a, _ = pair(stage)
     pids = stage.pids("a")
-    os.kill(stage.guardian(a), signal.SIGSTOP)
+    os.kill(stage.guardian("a"), signal.SIGSTOP)
     a.terminate()
     assert a.wait(20) == 0
     assert not alive(pids)
@@ -257,6 +253,19 @@ def test_an_orderly_stop_kills_what_ignores_sigterm_within_the_stop_budget(stage
     assert not alive(pids)
     until(lambda: stage.running("b"))
     stage.check()
+
+
+@pytest.mark.parametrize("cause", ["stopped supervisor", "storage gone"])
+def test_when_the_lease_runs_out_command_is_told_so_first(stage, cause):
+    """And it is the guardian who says it, if its supervisor cannot."""
+    a = stage.node("a", command=stage.work("gentle"))
+    until(lambda: stage.running("a"))
+    if cause == "storage gone":
+        os.rename(stage.storage, stage.storage + ".away")
+    else:
+        a.send_signal(signal.SIGSTOP)
+    until(lambda: not alive(stage.pids("a")))
+    assert stage.entries()[-1].what == "signal-15"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
