@@ -4166,7 +4166,7 @@ class Core:
     def _next_roster(self) -> FrozenSet[str]:
         assert self._held is not None
         roster = self._held.roster or frozenset()
-        keep = {i for i in roster if not self._drops(self._peer(i), roster)}
+        keep = {i for i in sorted(roster) if not self._drops(self._peer(i), roster)}
         recent = self._now - self.timings.hb_timeout
         for record in self.records.values():
             peer = self.peers[record.incarnation]
@@ -5204,6 +5204,7 @@ _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
 _PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
 _BUFFER = 4 << 20  # bytes of packets that may wait for the heartbeat thread
+_QUICK = 0.05  # seconds: a storage call that took longer may count as slow already
 _EXIT_PATIENCE = 2.0  # seconds that the interpreter's exit waits for an orderly stop
 
 if _BOOTTIME is not None:
@@ -5368,6 +5369,11 @@ def _close_quietly(backend: StorageBackend) -> None:
         log.debug("closing the storage: %s", error)
 
 
+def _news_in(snapshot: Snapshot) -> Tuple[object, ...]:
+    lease = snapshot.lease
+    return snapshot[0], snapshot.nodes, lease and (lease.term, *lease[2:])
+
+
 class _StorageWorker:
     """The maintenance thread: one storage call at a time, results into the inbox.
 
@@ -5378,13 +5384,14 @@ class _StorageWorker:
         self,
         backend: StorageBackend,
         cluster_name: str,
-        post: Callable[[Event], None],
+        post: Callable[[Event, bool], None],
     ) -> None:
         self._backend = backend
         self._cluster_name = cluster_name
         self._post = post
         self._busy = 0  # id of the call that the present thread works on
         self._limit = _Limit()
+        self._found: Optional[Snapshot] = None  # by the last read, if it worked
         self._queue: "queue.SimpleQueue[Optional[Call]]"
         self.thread: Optional[threading.Thread] = None
         self.abandoned = self._ended = False
@@ -5396,7 +5403,7 @@ class _StorageWorker:
         except RuntimeError as error:
             # 3.12 starts none while the interpreter ends. The storage may be tried
             # again; a dead decision loop could not
-            self._post(Returned(call.id, error=str(error)))
+            self._post(Returned(call.id, error=str(error)), True)
             return
         self._busy = call.id
         self._queue.put(call)
@@ -5432,6 +5439,7 @@ class _StorageWorker:
                 if self._ended:
                     _close_quietly(self._backend)
                 return
+            began = _clock()
             try:
                 returned = Returned(call.id, self._carry_out(call.request))
             except StorageError as error:
@@ -5443,7 +5451,22 @@ class _StorageWorker:
             if self.abandoned:
                 self._take_back(call.request)
                 return
-            self._post(returned)
+            quick = _clock() < began + _QUICK
+            self._post(returned, self._is_news(call.request, returned) or not quick)
+
+    def _is_news(self, request: Request, returned: Returned) -> bool:
+        """False if the heartbeat thread need not be woken for it.
+
+        It takes it when it wakes for something else, at the latest when the call
+        would count as slow. A higher counter of the lease is no news either: the
+        holder's heartbeat told of it, or else it is timed by a little later.
+        """
+        if returned.error is None and not isinstance(request, Read):
+            return True
+        before, self._found = self._found, returned.result  # none after an error
+        if before is None or self._found is None or request == Read(fresh=True):
+            return True
+        return _news_in(before) != _news_in(self._found)
 
     def _carry_out(self, request: Request) -> Any:
         backend = self._backend
@@ -5693,10 +5716,11 @@ class _Runtime:
 
     # ---- from other threads
 
-    def post(self, event: Event) -> None:
+    def post(self, event: Event, wake: bool = True) -> None:
         """Hands an event to the heartbeat thread. Never blocks."""
         self._inbox.append(event)
-        self._wake()
+        if wake:
+            self._wake()
 
     def _wake(self) -> None:
         try:
