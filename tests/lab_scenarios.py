@@ -42,6 +42,8 @@ def play(name, size=3, profile=QUICK, proof=True, broken=None):
                 played.function(lab)
                 findings = lab.findings()
             except BaseException:
+                if broken:  # what comes of it shows only later
+                    time.sleep(lab.timings.D + 2 * lab.timings.L)
                 findings = lab.findings() + [traceback.format_exc(), story(lab)]
                 raise
     except Exception:

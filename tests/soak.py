@@ -241,6 +241,7 @@ class Soak:
         self.lab, self.chance, self.size = lab, random.Random(seed), nodes
         self.active = []  # [(ends at, number, Kind, hosts, generator)]
         self.numbers = itertools.count(1)
+        self.waiting = []  # hosts whose node is to be started again
         self.findings = []
         self.watching = True
         self.count = collections.Counter()
@@ -259,8 +260,10 @@ class Soak:
     def boot_again(self, host):
         """In place, or now and then under a new name."""
         old = self.node_of(host)
-        if old.process.poll() is None:  # killed in a call that hangs still
-            old.process.wait(self.lab.timings.D + 30)
+        if old.process.poll() is None:
+            # Killed in a call that hangs still: it has its port until that is put back
+            self.waiting.append(host)
+            return
         new = self.chance.random() < 0.25
         self.boot(host, "h%d-%s" % (host.index, old.run) if new else old.name)
 
@@ -271,6 +274,8 @@ class Soak:
     def targets(self, kind):
         busy = {h for _, _, other, hosts, _ in self.active for h in hosts
                 if other.kind == kind.kind}  # fmt: skip
+        if kind.kind == "process":
+            busy.update(self.waiting)
         hosts = [host for host in self.lab.hosts if host not in busy]
         wanted = {"one": 1, "two": 2, "some": max(2, self.size // 2), "all": self.size}
         count = wanted[kind.aim]
@@ -303,6 +308,11 @@ class Soak:
             next(generator, None)
             self.note(number, kind, hosts, False)
 
+    def boot_waiting(self):
+        waiting, self.waiting = self.waiting, []
+        for host in waiting:
+            self.boot_again(host)
+
     def note(self, number, kind, hosts, on):
         value = {
             "number": number, "name": kind.function.__name__, "kind": kind.kind,
@@ -318,6 +328,7 @@ class Soak:
             pause = now() + self.chance.uniform(0.1, 1.0) * self.lab.timings.D
             while now() < pause:
                 self.end(now())
+                self.boot_waiting()
                 time.sleep(0.05)
         # those of the storage first: a killed node may wait in it
         self.active.sort(key=lambda entry: entry[2].kind != "storage")
@@ -342,6 +353,7 @@ class Soak:
                     self.findings.append("liveness: %s was sent home: %s" % (node, said))
 
     def whole(self):
+        self.boot_waiting()
         living = self.lab.living()
         if len(living) != self.size or not self.lab.agree(living):
             return False
