@@ -619,6 +619,30 @@ def _clean_up_on_sigterm():
 atexit.register(close_all)
 
 
+def table(rows):
+    """The longest of each figure, over all sizes: one line per scenario."""
+    profiles = sorted({row[0] for row in rows})
+    columns = [(profile, proof) for profile in profiles for proof in ("on", "off")]
+    worst = collections.OrderedDict()
+    for profile, size, proof, name, figures in rows:
+        sizes, cells = worst.setdefault(name, (set(), collections.defaultdict(dict)))
+        sizes.add(size)
+        cell = cells[profile, proof]
+        for figure, seconds in figures.items():
+            if figure != "drops":
+                cell[figure] = max(seconds, cell.get(figure, 0))
+    titles = ["%s, proof %s" % column for column in columns]
+    lines = ["| scenario | nodes | " + " | ".join(titles) + " |"]
+    lines += ["| --- " * (2 + len(columns)) + "|"]
+    for name, (sizes, cells) in worst.items():
+        line = [name.replace("_", " "), ", ".join(map(str, sorted(sizes)))]
+        for column in columns:
+            figures = sorted(cells[column].items(), reverse=True)
+            line.append(", ".join("%s %.1f" % figure for figure in figures))
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
 def main():
     import argparse
     import concurrent.futures
@@ -640,7 +664,7 @@ def main():
         for proof in ((True, False) if options.matrix else (True,))
         if size == (options.size or size)
     ]
-    failed = []
+    failed, rows = [], []
 
     def play(case):
         profile, size, proof, name = case
@@ -654,9 +678,12 @@ def main():
                 name.replace("_", " "), "/".join(map(str, profile)), size,
                 "on" if proof else "off", outcome.verdict, figures, outcome.seconds,
             ), flush=True)  # fmt: skip
+            row = ("/".join(map(str, profile)), size, "on" if proof else "off", name)
+            rows.append(row + (outcome.figures,))
             if not outcome.verdict:
                 failed.append(case)
                 print(outcome.text, file=sys.stderr, flush=True)
+    print("\nThe longest, in seconds:\n\n%s\n" % table(rows))
     print("%d of %d failed: %s" % (len(failed), len(cases), failed))
     return bool(failed)
 

@@ -291,14 +291,16 @@ def a_machine_that_is_started_anew_finds_its_primary(lab):
     """All nodes die with their machines, which come back under another boot id."""
     control = {"freeze_limit": FREEZE}
     nodes = lab.start(lab.size, boot="a" * 32, control=control)
-    for node in nodes:
-        node.kill()
-    began = now()
+    killed = [node.kill() for node in nodes][-1]
     back = [lab.again(node, boot="b" * 32) for node in nodes]
-    proof = lab.control["same_host_proof"]
-    # a newcomer asks the others first, for a heartbeat interval
-    bound = lab.timings.H if proof else lab.timings.L + FREEZE + lab.timings.D
-    failover(lab, back, began, bound + 1, least=None if proof else lab.timings.L)
+    if lab.control["same_host_proof"]:
+        # a newcomer asks the others first, for a heartbeat interval
+        until(lambda: all(node.joined() for node in back), 20)
+        joined = min(node.last("joined")["at"] for node in back)
+        failover(lab, back, joined, lab.timings.H)
+    else:
+        bound = lab.timings.L + FREEZE + lab.timings.D
+        failover(lab, back, killed, bound, least=lab.timings.L)
     lab.settle()
 
 
