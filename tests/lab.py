@@ -36,6 +36,7 @@ sys.path.insert(0, HERE)
 sys.path.insert(1, os.path.dirname(HERE))
 
 import lab_checker  # noqa: E402
+import lab_nfs  # noqa: E402
 from lab_programs import now  # noqa: E402
 
 PROGRAM = os.path.join(HERE, "lab_programs.py")
@@ -172,7 +173,7 @@ class Host:
         os.makedirs(self.mount)
         os.mkdir(os.path.join(self.folder, "empty"))
         self.jump_wall(0)
-        self._plug_in()
+        lab.plug_in(self.namespace, "p%d" % index, self.ip)
         self._start_share()
         if boot_id:
             file = os.path.join(self.folder, "boot_id")
@@ -180,17 +181,8 @@ class Host:
                 target.write(boot_id + "\n")
             self.run("mount", "--bind", file, "/proc/sys/kernel/random/boot_id")
 
-    def _plug_in(self):
-        switch, port = self.lab.switch, "p%d" % self.index
-        run("ip", "netns", "add", self.namespace)
-        run("ip", "-n", switch, "link", "add", port, "type", "veth", "peer", "name",
-            "eth0", "netns", self.namespace)  # fmt: skip
-        run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
-        commands = "addr add %s/24 dev eth0\nlink set eth0 up\nlink set lo up\n"
-        run("ip", "-n", self.namespace, "-batch", "-", input=commands % self.ip)
-
     def _start_share(self):
-        settings = {"root": self.lab.backing, "mount": self.mount}
+        settings = {"root": self.lab.root, "mount": self.mount}
         self.share = subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, "unshare", "-m",
              sys.executable, PROGRAM, "share", json.dumps(settings)],
@@ -413,7 +405,7 @@ class Lab:
     _all = weakref.WeakSet()
     _numbers = itertools.count(1)
 
-    def __init__(self, profile=QUICK, proof=True, own_pids=False, history=None, broken=None):
+    def __init__(self, profile=QUICK, proof=True, own_pids=False, history=None, broken=None, nfs=False):
         sweep()
         _clean_up_on_sigterm()
         self.number = next(Lab._numbers)
@@ -440,6 +432,25 @@ class Lab:
         run("ip", "netns", "add", self.switch)
         run("ip", "-n", self.switch, "link", "add", "br0", "type", "bridge")
         run("ip", "-n", self.switch, "link", "set", "br0", "up")
+        self.root, self.server = self.backing, None
+        if nfs:
+            self._start_server()
+
+    def _start_server(self):
+        """What is in the backing folder goes to the hosts over NFS."""
+        namespace = self.namespace("nfs")
+        self.plug_in(namespace, "pnfs", lab_nfs.IP)
+        self.server = lab_nfs.Server(namespace, self.backing, self.work)
+        self.root = self.server.url
+
+    def plug_in(self, namespace, port, ip):
+        """Makes a network namespace with that address on the bridge."""
+        run("ip", "netns", "add", namespace)
+        run("ip", "-n", self.switch, "link", "add", port, "type", "veth", "peer",
+            "name", "eth0", "netns", namespace)  # fmt: skip
+        run("ip", "-n", self.switch, "link", "set", port, "master", "br0", "up")
+        commands = "addr add %s/24 dev eth0\nlink set eth0 up\nlink set lo up\n"
+        run("ip", "-n", namespace, "-batch", "-", input=commands % ip)
 
     def namespace(self, name):
         return "%s%d-%d-%s" % (PREFIX, os.getpid(), self.number, name)
@@ -592,6 +603,10 @@ class Lab:
             host.close()
         for node in self.nodes:
             node.wait()
+        if self.server is not None:
+            self.server.close()
+            with contextlib.suppress(RuntimeError):
+                run("ip", "netns", "del", self.namespace("nfs"))
         with contextlib.suppress(RuntimeError):
             run("ip", "netns", "del", self.switch)
         self.errors.close()
@@ -660,6 +675,7 @@ def main():
         (profile, size, proof, name)
         for profile in profiles
         for name in options.scenarios or lab_scenarios.SCENARIOS
+        if not lab_scenarios.why_not(name)
         for size in lab_scenarios.SCENARIOS[name].sizes
         for proof in ((True, False) if options.matrix else (True,))
         if size == (options.size or size)

@@ -34,7 +34,7 @@ def now():
 
 # Which calls change something, and which of those need space
 NEED_SPACE = {"create", "mkdir", "write", "truncate"}
-CHANGES = NEED_SPACE | {"rename", "unlink", "rmdir", "chmod", "utimens"}
+CHANGES = NEED_SPACE | {"rename", "unlink", "rmdir", "chmod"}
 
 
 class Gate:
@@ -67,7 +67,62 @@ class Gate:
             raise OSError(number, os.strerror(number))
 
 
-def share_operations(root, gate):
+class Folder:
+    """The calls of a share, on a local folder; `lab_nfs.Client` has the same ones."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def stat(self, path, handle):
+        status = os.lstat(self.root + path) if handle is None else os.fstat(handle)
+        names = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_ino")
+        found = {name: getattr(status, name) for name in names}
+        for name in ("st_atime", "st_mtime", "st_ctime"):
+            found[name] = getattr(status, name + "_ns")
+        return found
+
+    def listdir(self, path):
+        return os.listdir(self.root + path)
+
+    def open(self, path, flags):
+        return os.open(self.root + path, flags | os.O_CLOEXEC)
+
+    def create(self, path, mode):
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(self.root + path, flags, mode)
+
+    def pread(self, handle, size, offset):
+        return os.pread(handle, size, offset)
+
+    def pwrite(self, handle, data, offset):
+        return os.pwrite(handle, data, offset)
+
+    def fsync(self, handle):
+        pass  # no power is ever cut here
+
+    def close(self, handle):
+        os.close(handle)
+
+    def truncate(self, path, length):
+        os.truncate(self.root + path, length)
+
+    def rename(self, old, new):
+        os.rename(self.root + old, self.root + new)
+
+    def unlink(self, path):
+        os.unlink(self.root + path)
+
+    def mkdir(self, path, mode):
+        os.mkdir(self.root + path, mode)
+
+    def rmdir(self, path):
+        os.rmdir(self.root + path)
+
+    def chmod(self, path, mode):
+        os.chmod(self.root + path, mode)
+
+
+def share_operations(store, gate):
     import mfusepy
 
     listings = {}  # folder -> (when, names)
@@ -75,48 +130,41 @@ def share_operations(root, gate):
 
     def forget(*paths):
         for path in paths:
-            listings.pop(os.path.dirname(path), None)
+            listings.pop(os.path.dirname(path).rstrip("/"), None)
 
     class Share(mfusepy.Operations):
         use_ns = True
 
         def getattr(self, path, fh=None):
-            status = os.fstat(fh) if fh is not None else os.lstat(root + path)
-            names = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_ino")
-            times = {
-                "st_%stime" % kind: getattr(status, "st_%stime_ns" % kind)
-                for kind in "amc"
-            }
-            return dict(times, **{name: getattr(status, name) for name in names})
+            return store.stat(path, fh)
 
         def readdir(self, path, fh):
             key = path.rstrip("/")
             read_at, names = listings.get(key, (0, []))
             if now() >= read_at + gate.fault.get("stale", 0):
-                names = os.listdir(root + path)
+                names = store.listdir(path)
                 listings[key] = now(), names
             # of inode 0 the C library would show nothing
             return [(name, {"st_ino": 1}, 0) for name in [".", ".."] + names]
 
         def open(self, path, flags):
-            return os.open(root + path, flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
+            return store.open(path, flags & ~os.O_NOFOLLOW)
 
         def create(self, path, mode, fi=None):
             forget(path)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            return os.open(root + path, flags, mode)
+            return store.create(path, mode)
 
         def read(self, path, size, offset, fh):
-            return os.pread(fh, size, offset)
+            return store.pread(fh, size, offset)
 
         def write(self, path, data, offset, fh):
-            return os.pwrite(fh, data, offset)
+            return store.pwrite(fh, data, offset)
 
         def truncate(self, path, length, fh=None):
-            os.truncate(root + path if fh is None else fh, length)
+            store.truncate(path, length)
 
         def fsync(self, path, datasync, fh):
-            return 0  # no power is ever cut here
+            store.fsync(fh)
 
         def flush(self, path, fh):
             return 0
@@ -126,30 +174,27 @@ def share_operations(root, gate):
 
         def rename(self, old, new):
             forget(old, new)
-            os.rename(root + old, root + new)
+            store.rename(old, new)
             if chance.random() < gate.fault.get("lie", 0):
                 raise OSError(errno.EIO, "applied all the same")
 
         def unlink(self, path):
             forget(path)
-            os.unlink(root + path)
+            store.unlink(path)
 
         def mkdir(self, path, mode):
             forget(path)
-            os.mkdir(root + path, mode)
+            store.mkdir(path, mode)
 
         def rmdir(self, path):
             forget(path)
-            os.rmdir(root + path)
+            store.rmdir(path)
 
         def chmod(self, path, mode):
-            os.chmod(root + path, mode)
-
-        def utimens(self, path, times=None):
-            os.utime(root + path, ns=times)
+            store.chmod(path, mode)
 
         def release(self, path, fh):  # never gated: nobody waits for it
-            os.close(fh)
+            store.close(fh)
 
     def gated(name, method):
         def call(*args, **kwargs):
@@ -176,7 +221,12 @@ def run_share(settings):
             print("{}", flush=True)
         os._exit(0)  # and with it the mount: what hangs in it gets ENOTCONN
 
-    operations = share_operations(settings["root"], gate)
+    store = Folder(settings["root"])
+    if settings["root"].startswith("nfs:"):
+        import lab_nfs
+
+        store = lab_nfs.Client(settings["root"])
+    operations = share_operations(store, gate)
     operations.init = lambda path: threading.Thread(target=obey, daemon=True).start()
     mfusepy.FUSE(
         operations, settings["mount"], foreground=True, fsname="lab",

@@ -10,6 +10,7 @@ import time
 import traceback
 
 import lab_checker
+import lab_nfs
 from lab import QUICK, Lab, now, until
 
 # Seconds that a busy machine, and a share served by a Python program, may take on top
@@ -17,24 +18,29 @@ SLACK = float(os.environ.get("LAB_SLACK", "1.5"))
 FREEZE = 3.0  # the freeze limit, where a scenario waits for it
 SCENARIOS = {}
 
-Scenario = collections.namedtuple("Scenario", "name function sizes own_pids")
+Scenario = collections.namedtuple("Scenario", "name function sizes own_pids nfs")
 Outcome = collections.namedtuple("Outcome", "verdict figures text seconds")
 
 
-def scenario(sizes=(3,), own_pids=False):
+def scenario(sizes=(3,), own_pids=False, nfs=False):
     def register(function):
         SCENARIOS[function.__name__] = Scenario(
-            function.__name__, function, sizes, own_pids
+            function.__name__, function, sizes, own_pids, nfs
         )
         return function
 
     return register
 
 
+def why_not(name):
+    """Why this scenario cannot be played here, or None."""
+    return lab_nfs.missing() if SCENARIOS[name].nfs else None
+
+
 def play(name, size=3, profile=QUICK, proof=True, broken=None):
     """Runs one scenario, maybe with a broken core or backend, and judges it."""
     played, began = SCENARIOS[name], now()
-    lab = Lab(profile, proof, played.own_pids, broken=broken)
+    lab = Lab(profile, proof, played.own_pids, broken=broken, nfs=played.nfs)
     try:
         with lab:
             try:
@@ -761,8 +767,9 @@ def a_primary_without_storage_is_not_heard_and_then_hears_nobody(lab):
     at = now()
     for other in others:
         lab.cut(other, primary, both=False)
-    time.sleep(timings.D - 0.3 * timings.H)
-    lab.isolate(primary)
+    time.sleep(timings.D - 1.2 * timings.H)  # just before they can claim
+    from_others = ", ".join(other.host.ip for other in others)
+    primary.host.rule("ip saddr { %s } drop" % from_others)
     until(lambda: primary.all("stopped"), timings.R + SLACK)
     within(lab, "it stops", primary.last("stop")["at"] - at, timings.R + timings.H)
     failover(lab, others, at, timings.D + timings.L)
@@ -952,3 +959,58 @@ def file_descriptors_above_1024(lab):
     at = primary.kill()
     failover(lab, others, at, lab.timings.D + 0.1)
     lab.settle()
+
+
+# --------------------------------------------------------------------------------
+# A real NFS server
+# --------------------------------------------------------------------------------
+
+RETRY = 60  # seconds after which TCP has tried again, and the client has connected
+
+
+@scenario(sizes=(3,), own_pids=True, nfs=True)
+def over_nfs_the_host_of_the_primary_dies(lab):
+    lab.start(lab.size)
+    primary, others = lab.others()
+    primary.host.link(False)
+    at = primary.kill()
+    failover(lab, others, at, lab.timings.D + 0.1)
+    lab.settle()
+
+
+@scenario(sizes=(3,), nfs=True)
+def over_nfs_the_server_hangs(lab):
+    lab.start(lab.size)
+    primary, members = lab.primary(), ids(lab.nodes)
+    lab.server.pause()
+    try:
+        stays(lab, primary, lab.timings.D + 2 * lab.timings.L)
+    finally:
+        lab.server.resume()
+    assert all(node.view["nodes"] == members for node in lab.nodes)
+    whole_again(lab, RETRY)
+    stays(lab, primary, lab.timings.C)
+
+
+@scenario(sizes=(3,), nfs=True)
+def over_nfs_the_primary_alone_cannot_reach_the_server(lab):
+    lab.start(lab.size)
+    (primary, others), timings = lab.others(), lab.timings
+    primary.host.rule("ip saddr %s drop" % lab.server.ip)
+    found = failover(lab, others, now(), 3 * timings.C + timings.R)
+    whole_again(lab, RETRY)
+    assert lab.primary() is found
+
+
+@scenario(sizes=(2, 3), nfs=True)
+def over_nfs_the_cable_of_the_primary_is_pulled(lab):
+    """Storage and UDP are gone at once: it stops by its own clock."""
+    lab.start(lab.size)
+    (primary, others), timings = lab.others(), lab.timings
+    primary.host.link(False)
+    at = now()
+    until(lambda: primary.all("stopped"), timings.R + SLACK)
+    within(lab, "it stops", primary.last("stop")["at"] - at, timings.R)
+    found = failover(lab, others, at, timings.D + timings.L)
+    whole_again(lab, RETRY)
+    assert lab.primary() is found

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 lab = pytest.importorskip("lab", reason="the laboratory needs Linux")
 import lab_checker  # noqa: E402
+import lab_nfs  # noqa: E402
 import lab_scenarios  # noqa: E402
 
 WHY_NOT = lab.missing()
@@ -41,9 +42,16 @@ def outcomes(request):
         for item in request.session.items
         if "outcomes" in getattr(item, "fixturenames", ())
     ]
+    selected = [case for case in selected if not lab_scenarios.why_not(case[0])]
     yield {case: pool.submit(lab_scenarios.play, *case) for case in selected}
     lab.close_all()  # if it was interrupted: what runs fails at once
     pool.shutdown()
+
+
+def result(outcomes, case):
+    if lab_scenarios.why_not(case[0]):
+        pytest.skip(lab_scenarios.why_not(case[0]))
+    return outcomes[case].result(AT_THE_LONGEST * len(outcomes) / AT_ONCE + 60)
 
 
 @needs_lab
@@ -51,7 +59,7 @@ def outcomes(request):
 @pytest.mark.parametrize("case", list(cases()), ids="{0[0]}-{0[1]}".format)
 def test_in_the_laboratory(outcomes, case):
     """Expected outcome, time bound, no overlap, no dead thread, no lost record."""
-    outcome = outcomes[case].result(AT_THE_LONGEST * len(outcomes) / AT_ONCE + 60)
+    outcome = result(outcomes, case)
     assert outcome.verdict, outcome.text
     print(outcome.figures)
 
@@ -74,8 +82,35 @@ BROKEN = [
                                   for broken, name in BROKEN],
                          ids=[broken for broken, _ in BROKEN])  # fmt: skip
 def test_the_laboratory_catches_a_module_that(outcomes, case):
-    outcome = outcomes[case].result(AT_THE_LONGEST * len(outcomes) / AT_ONCE + 60)
+    outcome = result(outcomes, case)
     assert {"S1:", "S3:"} & set(outcome.text.split()), outcome.text
+
+
+# ---- the contract, over NFS
+
+
+@needs_lab
+@pytest.mark.processes
+@pytest.mark.skipif(lab_nfs.missing() is not None, reason=str(lab_nfs.missing()))
+def test_the_contract_over_nfs():
+    with lab.Lab(nfs=True) as laboratory:
+        host = laboratory.host()
+        here = os.path.dirname(os.path.abspath(__file__))
+        environment = dict(
+            os.environ, PYTHONPATH=os.path.dirname(here), CONTRACT_RACES="20",
+            CONTRACT_FOLDER=host.mount,
+        )  # fmt: skip
+        done = subprocess.run(
+            host.inside()
+            + [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+               "-k", "not rewrit and not a_reader",  # two minutes more
+               os.path.join(here, "contract_on_a_folder.py")],
+            env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280, cwd=here,
+        )  # fmt: skip
+    text = done.stdout.decode()
+    assert done.returncode == 0, text
+    print(text.splitlines()[-1])
 
 
 # ---- nothing stays behind

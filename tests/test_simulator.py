@@ -1450,9 +1450,9 @@ class VouchesBlindly(cluster.Core):
         return 0
 
     def _send(self, address, to, echo, *rest, **named):
-        if echo:  # as if it had been heard some heartbeats ago, whenever that was
+        if echo:  # as if it had been heard just now, whenever that was
             silence = self._now - self.peers[to].newest_at
-            echo += int(max(0.0, silence - self.timings.hb_interval) * 1e6)
+            echo += int(max(0.0, silence - self.timings.hb_interval / 2) * 1e6)
         super()._send(address, to, echo, *rest, **named)
 
 
