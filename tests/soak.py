@@ -252,10 +252,12 @@ class Soak:
     def node_of(self, host):
         return [node for node in self.lab.nodes if node.host is host][-1]
 
-    def boot(self, host, name):
+    def boot(self, host, name, create=False):
+        """Where the share may be an empty folder, only the first one may create."""
         control = {"hb_port": PORT + host.index}
         own_pids = host.index % 2 == 0  # the death of these is never proven
-        self.lab.node(name, host, control=control, own_pids=own_pids, wall=True)
+        self.lab.node(name, host, control=control, own_pids=own_pids, wall=True,
+                      create=create)  # fmt: skip
 
     def boot_again(self, host):
         """In place, or now and then under a new name."""
@@ -371,7 +373,7 @@ class Soak:
         threading.Thread(target=self.watch_the_machine, daemon=True).start()
         for index in range(self.size):
             host = self.lab.host()
-            self.boot(host, "h%d" % host.index)
+            self.boot(host, "h%d" % host.index, create=host.index == 1)
         self.recover()
         ends = now() + seconds
         longest = 12 * self.lab.timings.D
