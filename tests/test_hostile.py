@@ -257,7 +257,8 @@ def test_only_without_a_secret_can_an_observer_depose_the_primary(lab, secret):
         if secret:
             until(lambda: received(b, "without a secret") > 50)
         else:
-            until(lambda: b.is_primary)
+            until(lambda: b.is_primary)  # while a, perhaps, is it still
+            until(lambda: not a.is_primary)
     assert a.term == (term if secret else 0)
     assert lab.calls[:1] == [("a", "start")]
 
