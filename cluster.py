@@ -1892,6 +1892,8 @@ _SQL_DRIVERS = {  # in the order in which they are looked for: (import name, SQL
 }  # fmt: skip
 _SQL_DRIVERS["mariadb"] = _SQL_DRIVERS["mysql"]
 
+_Rows = Dict[str, Tuple[str, str]]  # of each item, the version and the value
+
 
 def _driver(name: str, extra: str) -> Any:
     import importlib
@@ -1936,7 +1938,7 @@ class _RowStorage(StorageBackend):
     def _prepare(self) -> None:
         """Makes what the rows need, if allowed."""
 
-    def _rows(self, space: str) -> Dict[str, Tuple[str, str]]:
+    def _rows(self, space: str) -> _Rows:
         """All the rows of a cluster, as they were at one instant."""
         raise NotImplementedError
 
@@ -1985,33 +1987,36 @@ class _RowStorage(StorageBackend):
             self._space, self._cluster_id, self._root = space, "", None
         self._ask(self._prepare)
         rows = self._ask(lambda: self._rows(space), True)
-        found = self._identity_in(rows) or self._bootstrap(bool(rows))
+        found = self._identity_in(rows) or self._bootstrap(rows)
         self._root = self._identity_in(self._ask(lambda: self._rows(_ROOT)))
         self._id_missing_since = None
         self._cluster_id = found
         return found
 
-    def _identity(self) -> Optional[str]:
-        return self._identity_in(self._ask(lambda: self._rows(self._space), True))
-
-    def _identity_in(self, rows: Dict[str, Tuple[str, str]]) -> Optional[str]:
+    def _identity_in(self, rows: _Rows) -> Optional[str]:
         version = rows["identity"][0] if "identity" in rows else None
         return version if _is_id(version) else None
 
-    def _bootstrap(self, has_rows: bool) -> str:
+    def _bootstrap(self, rows: _Rows) -> str:
         if self._cluster_id:
             self._must_be_wiped()
         if not self.create:
             text = "%s holds no such cluster (create=True makes a new one)"
             raise StorageError(text % self._place)
-        if has_rows:
+        if rows:
             self._wait_for_repair()
         self._ask(lambda: self._found(_ROOT, _random_id()))
-        self._ask(lambda: self._found(self._space, _random_id()))
-        found = self._identity()
+        self._lay(_random_id(), rows)
+        found = self._identity_in(self._ask(lambda: self._rows(self._space)))
         if found is None:
             raise StorageError("%s: the cluster's id cannot be written" % self._place)
         return found
+
+    def _lay(self, identity: str, rows: _Rows) -> None:
+        """Gives the cluster an identity, unless it has one that can be read."""
+        if "identity" in rows:
+            self._ask(lambda: self._delete("identity"))
+        self._ask(lambda: self._found(self._space, identity))
 
     def _wait_for_repair(self) -> None:
         now = time.monotonic()
@@ -2020,7 +2025,6 @@ class _RowStorage(StorageBackend):
         if now < self._id_missing_since + _IDENTITY_GRACE:
             text = "%s: the cluster's id is missing; a running member restores it"
             raise StorageError(text % self._place)
-        self._ask(lambda: self._delete("identity"))
 
     def _must_be_wiped(self) -> None:
         """Raises if not the cluster alone is gone, but the store that held it."""
@@ -2033,13 +2037,13 @@ class _RowStorage(StorageBackend):
             raise StorageError(text % self._place)
 
     def repair(self, cluster_id: str) -> None:
-        found = self._identity()
+        rows = self._ask(lambda: self._rows(self._space), True)
+        found = self._identity_in(rows)
         if found not in (None, cluster_id):
             raise StorageError("%s holds another cluster" % self._place)
         if found is None:
             self._must_be_wiped()
-            self._ask(lambda: self._delete("identity"))  # unreadable, if there is one
-            self._ask(lambda: self._found(self._space, cluster_id))
+            self._lay(cluster_id, rows)
         self._ask(lambda: self._swap("joins", None, str(self._top_number), ""))
 
     # ---- reading
@@ -2053,7 +2057,7 @@ class _RowStorage(StorageBackend):
             self._must_be_wiped()
         return Snapshot(cluster_id, self._lease_in(rows), self._nodes_in(rows))
 
-    def _lease_in(self, rows: Dict[str, Tuple[str, str]]) -> Optional[Lease]:
+    def _lease_in(self, rows: _Rows) -> Optional[Lease]:
         if "lease" not in rows:
             return None
         try:
@@ -2062,7 +2066,7 @@ class _RowStorage(StorageBackend):
             text = "%s: the lease cannot be understood: %.200s"
             raise StorageError(text % (self._place, error)) from None
 
-    def _nodes_in(self, rows: Dict[str, Tuple[str, str]]) -> Tuple[NodeRecord, ...]:
+    def _nodes_in(self, rows: _Rows) -> Tuple[NodeRecord, ...]:
         cache = {}
         for item, (_, value) in sorted(rows.items()):
             if item.startswith("node-"):
@@ -2146,8 +2150,7 @@ class SqlStorageBackend(_RowStorage):
 
     Give the address of the one primary server, never that of a read replica or of a
     proxy that sends reads to one. A server that fails over to a replica that lacks
-    its last commits has rolled the lease back: replicate synchronously, or see
-    `term`.
+    its last commits has rolled the lease back (N4): replicate synchronously.
 
     SQLite serves the nodes of one host, without a server. Its file must be on a
     local disk: on a network file system it is refused, where that can be told.
@@ -2346,7 +2349,7 @@ class SqlStorageBackend(_RowStorage):
             if connection.info.setdefault("file", identity) != identity:
                 raise OSError("%s was replaced" % self._file)
 
-    def _rows(self, space: str) -> Dict[str, Tuple[str, str]]:
+    def _rows(self, space: str) -> _Rows:
         row = self._table.c
         query = self._sql.select(row.item, row.version, row.value)
         query = query.where(row.cluster == space)
@@ -2412,7 +2415,8 @@ def _sql_place(url: Any) -> str:
 class _Watchdog:
     """Ends a connection whose server does not answer: libpq would wait for ever.
 
-    Drivers with a time-out of their own show no descriptor, and need none of this.
+    A thread of its own waits for the end of each statement. Drivers with a time-out of
+    their own show no descriptor, and need none of this.
     """
 
     def __init__(self, connection: Any, seconds: float) -> None:
@@ -2529,7 +2533,7 @@ class RedisStorageBackend(_RowStorage):
     def _key(self, space: str) -> str:
         return self._prefix + space
 
-    def _rows(self, space: str) -> Dict[str, Tuple[str, str]]:
+    def _rows(self, space: str) -> _Rows:
         rows = {}
         for item, text in self._client.hgetall(self._key(space)).items():
             version, _, value = _as_text(text).partition(" ")
@@ -2561,8 +2565,10 @@ def _as_text(value: Union[str, bytes]) -> str:
 def _redis_place(settings: Dict[str, Any]) -> str:
     if "path" in settings:
         return "unix://%s" % settings["path"]
-    host, port = settings.get("host", "localhost"), settings.get("port", 6379)
-    return "redis://%s:%s/%s" % (host, port, settings.get("db") or 0)
+    if "host" not in settings:  # of a Sentinel or a Cluster, say
+        return "redis"
+    port, db = settings.get("port", 6379), settings.get("db") or 0
+    return "redis://%s:%s/%s" % (settings["host"], port, db)
 
 
 def storage_from_url(url: str, **options: Any) -> StorageBackend:

@@ -210,6 +210,42 @@ class PostgreSQL(Server):
         return "postgresql://app:%s@127.0.0.1:%d/postgres" % (PASSWORD, self.port)
 
 
+class PgBouncer(Server):
+    """A pooler before a PostgreSQL that runs: each transaction on any connection."""
+
+    programs = ("pgbouncer", "pg_isready")
+    package = "pgbouncer"
+
+    def __init__(self, behind):
+        super().__init__()
+        self.behind = behind
+
+    def prepare(self):
+        os.mkdir(self.data)
+        with open(os.path.join(self.data, "users"), "w") as file:
+            file.write('"app" "%s"\n' % PLAIN_PASSWORD)
+        settings = dict(
+            listen_addr="127.0.0.1", listen_port=self.port, unix_socket_dir="",
+            auth_type="plain", auth_file=os.path.join(self.data, "users"),
+            pool_mode="transaction", default_pool_size=2,
+        )  # fmt: skip
+        with open(os.path.join(self.data, "ini"), "w") as file:
+            file.write("[databases]\n* = host=127.0.0.1 port=%d\n" % self.behind.port)
+            file.write("[pgbouncer]\n")
+            file.writelines("%s = %s\n" % pair for pair in settings.items())
+
+    def command(self):
+        return ["pgbouncer", os.path.join(self.data, "ini")]
+
+    def ready(self):
+        port = str(self.port)
+        return self.run("pg_isready", "-q", "-h", "127.0.0.1", "-p", port, check=False)
+
+    @property
+    def url(self):
+        return self.behind.url.replace(":%d/" % self.behind.port, ":%d/" % self.port)
+
+
 class MariaDB(Server):
     programs = ("mariadb-install-db", "mariadbd", "mariadb-admin")
     package = "mariadb-server"

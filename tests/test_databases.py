@@ -36,6 +36,7 @@ from servers import (  # noqa: E402
     PASSWORD,
     PLAIN_PASSWORD,
     MariaDB,
+    PgBouncer,
     PostgreSQL,
     Proxy,
     Redis,
@@ -111,11 +112,20 @@ class TestPsycopg(SqlContract):
     scheme = "postgresql+psycopg"
 
 
-class TestPsycopg2(SqlContract):
+class WithoutRaces(SqlContract):
+    """For a further driver: who wins a race is the server's affair."""
+
+    test_processes_that_race_to_create_the_store_get_one_id = None
+    test_join_numbers_of_racing_processes_rise_and_are_all_different = None
+    test_of_processes_that_race_for_the_first_term_one_wins = None
+    test_of_racing_processes_exactly_one_wins_each_term = None
+
+
+class TestPsycopg2(WithoutRaces):
     scheme = "postgresql+psycopg2"
 
 
-class TestPg8000(SqlContract):
+class TestPg8000(WithoutRaces):
     scheme = "postgresql+pg8000"
 
 
@@ -306,6 +316,30 @@ def test_a_read_and_a_renewal_are_one_round_trip_each(failing):
         assert backend.swap_lease(old, new)
         assert failing.proxy.round_trips - before == trips
         old = new
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
+def test_a_pooler_may_give_each_statement_another_connection(running, driver):
+    pytest.importorskip(driver)
+    if PgBouncer.missing():
+        pytest.skip(PgBouncer.missing())
+    prefix = "t%s_" % uuid.uuid4().hex[:12]
+    with PgBouncer(running(PostgreSQL)) as pooler:
+        url = with_driver(pooler.url, "postgresql+" + driver)
+        backends = [SqlStorageBackend(url, table_prefix=prefix) for _ in range(4)]
+        for backend in backends:
+            backend.open(CLUSTER)
+        old = None
+        for counter in range(1, 41):
+            new = lease(1, counter)
+            mine, other = backends[counter % 4], backends[(counter + 1) % 4]
+            assert mine.swap_lease(old, new) is True
+            assert other.swap_lease(old, new) is False
+            assert other.read().lease == new
+            mine.write_node(RECORD)
+            old = new
+        for backend in backends:
+            backend.close()
 
 
 # ---- a store that is gone, or another one
