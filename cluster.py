@@ -7372,6 +7372,14 @@ _GRACE = 0.75  # of the stop budget: the rest is for what SIGKILL takes
 _START_PATIENCE = 30.0  # seconds for the guardian's start
 _SETTLED = 1.0  # seconds; a COMMAND that ends sooner has failed to start
 _POLL = 0.02  # seconds between two looks at processes that are to end
+# A third of what running this file as a program takes, which compiles it anew
+_GUARDIAN = """
+import sys, importlib.util as util
+spec = util.spec_from_file_location("cluster", sys.argv[1])
+module = util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module._guard(*sys.argv[2:])
+"""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -7569,12 +7577,11 @@ class _Guardian:
             pass
 
 
-def _guard(arguments: List[str]) -> int:
-    """`cluster.py _guardian SOCKET GRACE COMMAND...`, for `_Work` alone."""
-    link = socket.socket(fileno=int(arguments[0]))
+def _guard(descriptor: str, grace: str, *command: str) -> None:
+    """The whole of a guardian process."""
+    link = socket.socket(fileno=int(descriptor))
     link.set_inheritable(False)
-    _Guardian(link, float(arguments[1]), arguments[2:]).run()
-    return 0
+    _Guardian(link, float(grace), list(command)).run()
 
 
 class _Work:
@@ -7596,8 +7603,9 @@ class _Work:
         self._notify = notify
         self._changed = threading.Condition()
         self._link, theirs = socket.socketpair()
-        # -I: nothing beside this file is to pass for the standard library's
-        program = [sys.executable, "-I", os.path.abspath(__file__), "_guardian"]
+        # Nothing but the standard library: what is installed may be anything
+        program = [sys.executable, "-I", "-S", "-c", _GUARDIAN]
+        program.append(os.path.abspath(__file__))
         with theirs:
             self._guardian = subprocess.Popen(
                 program + [str(theirs.fileno()), repr(grace)] + command,
@@ -8558,8 +8566,6 @@ def main(arguments: Optional[List[str]] = None) -> int:
     Returns:
         The exit code.
     """
-    if arguments is None and sys.argv[1:2] == ["_guardian"]:
-        return _guard(sys.argv[2:])
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
