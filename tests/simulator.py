@@ -388,8 +388,9 @@ class Store:
         new = old._replace(**changes)
         if new == old:
             return old
-        self._edits += 1
-        new = new._replace(counter=old.counter + cluster.EDIT_STEP + self._edits)
+        self._edits += 1  # spread, as chance does it there: sums must not coincide
+        step = cluster.EDIT_STEP + self._edits * 104729 % cluster.EDIT_STEP
+        new = new._replace(counter=old.counter + step)
         self.lease, self._snapshot = new, None
         self.world.judge.leases.edited(new, old)
         self.world.note("", "EDITED %s -> %s", brief(old), brief(new))
@@ -1026,7 +1027,9 @@ class TermsRise:
         ours = judge.leases.generation_of(process, term)
         if ours <= judge.leases.generation_of(self._holder, self.last):
             return False
-        return self.last - term <= 2 * DRIFT * self.world.now
+        error = 2 * DRIFT * self.world.now
+        by_the_clock = EPOCH + int(judge.leases.claimed_at(process) - error)
+        return by_the_clock <= term and self.last - term <= error
 
 
 class Readers:
@@ -1206,7 +1209,8 @@ class Known:
     def told(self, process: Process, events: Any) -> None:
         for event in events:
             if type(event) is Heard:
-                self._told_term(process, event.heartbeat.term)
+                heartbeat = event.heartbeat
+                self._told_term(process, heartbeat.term, heartbeat.holder)
                 if event.heartbeat.running:
                     self._told_callbacks(process, event.heartbeat.sender, -1)
             elif type(event) is Returned and event.id in process.reads:
@@ -1215,8 +1219,9 @@ class Known:
     def was_told_of(self, process: Process, term: int) -> bool:
         return term in self._terms.get(process, {})
 
-    def _told_term(self, process: Process, term: int) -> None:
-        self._terms.setdefault(process, {}).setdefault(term, self.world.now)
+    def _told_term(self, process: Process, term: int, holder: str) -> None:
+        if holder != process.incarnation:  # its own tells nothing of others'
+            self._terms.setdefault(process, {}).setdefault(term, self.world.now)
 
     def _read(self, process: Process, generation: int, snapshot: Snapshot) -> None:
         reads = self._reads.setdefault(process, [(-1, 0.0)])
@@ -1225,7 +1230,7 @@ class Known:
         if snapshot.cluster_id not in (None, process.core.cluster_id):
             return  # a store that it is yet to join: it may be replaced before that
         if snapshot.lease is not None:
-            self._told_term(process, snapshot.lease.term)
+            self._told_term(process, snapshot.lease.term, snapshot.lease.holder)
         records = self._records.setdefault(process, {})
         for record in snapshot.nodes:
             records.setdefault(record.incarnation, self.world.now)
