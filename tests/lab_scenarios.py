@@ -5,6 +5,7 @@ would see, and by when; the history is judged afterwards by `lab_checker`.
 
 import collections
 import os
+import re
 import shutil
 import time
 import traceback
@@ -19,7 +20,7 @@ FREEZE = 3.0  # the freeze limit, where a scenario waits for it
 SCENARIOS = {}
 
 Scenario = collections.namedtuple("Scenario", "name function sizes own_pids nfs")
-Outcome = collections.namedtuple("Outcome", "verdict figures text seconds")
+Outcome = collections.namedtuple("Outcome", "verdict figures text seconds unsafe")
 
 
 def scenario(sizes=(3,), own_pids=False, nfs=False):
@@ -54,8 +55,9 @@ def play(name, size=3, profile=QUICK, proof=True, broken=None):
                 raise
     except Exception:
         pass
-    verdict = not findings
-    return Outcome(verdict, lab.figures, "\n".join(findings), now() - began)
+    unsafe = [text for text in findings if re.match("S[1-4]: ", text)]
+    text = "\n".join(findings)
+    return Outcome(not findings, lab.figures, text, now() - began, unsafe)
 
 
 def story(lab, lines=60):
