@@ -1,9 +1,9 @@
 """Makes the running instances of an application aware of each other.
 
 One file, nothing but the standard library. N instances of a program that share a
-folder know who is a member and who is alive, and exactly one of them is the
-*primary*: it runs the scheduler, polls the mailbox, owns the address. When that one
-dies, is upgraded or is cut off, another takes over by itself.
+folder or a database know who is a member and who is alive, and exactly one of them is
+the *primary*: it runs the scheduler, polls the mailbox, owns the address. When that
+one dies, is upgraded or is cut off, another takes over by itself.
 
     import cluster
 

@@ -235,7 +235,7 @@ def test_the_overlap_checker_bites():
 # sockets or real processes, and in the simulator. `test_lab.py` adds real networks
 # and file systems to some.
 C, P = "test_control.py::test_", "test_processes.py::test_"
-S = "test_simulator.py::test_"
+S, D = "test_simulator.py::test_", "test_database_clusters.py::test_"
 ROWS = {
     "the first node starts": [
         C + "a_lone_node_is_primary_within_50_ms_after_start",
@@ -276,6 +276,7 @@ ROWS = {
     ],
     "the storage is gone for all": [
         P + "a_folder_that_is_taken_away_freezes_and_comes_back",
+        D + "a_server_that_is_gone_freezes_and_its_return_thaws",
         C + "without_storage_for_all_the_cluster_is_frozen",
         S + "without_storage_for_all_the_cluster_is_frozen_and_thaws_by_itself",
     ],
@@ -284,6 +285,7 @@ ROWS = {
         S + "a_member_that_dies_ends_the_freeze",
     ],
     "the storage is gone for the primary only": [
+        D + "a_primary_that_alone_is_cut_off_from_the_server_hands_over",
         C + "without_storage_for_the_primary_alone_it_hands_over",
         S + "a_primary_that_alone_has_no_storage_hands_over",
     ],
