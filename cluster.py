@@ -8021,7 +8021,9 @@ def _table(picture: Dict[str, Any]) -> List[Tuple[str, str]]:
         lines.append(("PAUSED: nobody takes over, whatever happens, until resume", "33"))
     if picture["primary"] is None:
         lines.append(("no primary: %s" % picture["why_none"], "31"))
-    rows = [("NODE", "ADDRESS", "VERSION", "PRIMARY", "ACTIVE", "JOINED", "AGE", "LEFT")]
+    rows = [
+        ("NODE", "ADDRESS", "VERSION", "PRIMARY", "ACTIVE", "JOINED", "LEASE AGE", "LEFT")
+    ]
     for member in picture["members"]:
         mine = member["primary"]
         rows.append((
