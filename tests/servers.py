@@ -1,11 +1,9 @@
 """Private servers for the tests: own ports, temporary data, gone at the end.
 
+    if Redis.missing():  # says which programs, and their Debian package
+        pytest.skip(Redis.missing())
     with Redis() as server:
         ...  # server.url; server.kill(), restart(); server.pause(), resume()
-
-A server that is not installed is None to `missing` only; see there:
-
-    @pytest.mark.skipif(**missing(Redis))
 
 None is ever run as root: an ordinary account owns it and its data.
 """
@@ -40,12 +38,6 @@ def free_port():
                 return port
             except OSError:
                 pass
-
-
-def missing(server):
-    """For pytest.mark.skipif: whether a server's programs are not there."""
-    reason = server.missing()
-    return {"condition": bool(reason), "reason": reason}
 
 
 def program(name):

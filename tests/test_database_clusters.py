@@ -21,6 +21,7 @@ from servers import (  # noqa: E402
     PASSWORD,
     PLAIN_PASSWORD,
     MariaDB,
+    PgBouncer,
     PostgreSQL,
     Proxy,
     Redis,
@@ -125,7 +126,7 @@ def terms(nodes):
 def test_every_database_is_tested_where_ci_runs():
     if os.environ.get("CI") != "true" or os.getuid() != 0:
         pytest.skip("not in CI")
-    assert [kind.missing() for kind in DATABASES] == [""] * len(DATABASES)
+    assert not any(kind.missing() for kind in DATABASES + (PgBouncer,))
 
 
 def test_failover_handover_and_a_frozen_primary_that_is_fenced(tmp_path):
