@@ -109,6 +109,7 @@ __all__ = [
     "SharedFsStorageBackend",
     "SqlStorageBackend",
     "RedisStorageBackend",
+    "RowStorageBackend",
     "storage_from_url",
     "StorageBackend",
     "Snapshot",
@@ -1905,8 +1906,10 @@ def _driver(name: str, extra: str) -> Any:
         raise ClusterError(text % (name, error, extra)) from None
 
 
-class _RowStorage(StorageBackend):
-    """What the databases share: a cluster is a few rows, item -> (version, value).
+class RowStorageBackend(StorageBackend):
+    """What the databases share; not to be used by itself.
+
+    A cluster is a few rows, item -> (version, value):
 
     - identity: the version is the cluster id, the value is empty;
     - joins: the version is the highest join number given, the value is empty;
@@ -2136,7 +2139,7 @@ def _lease_version(lease: Lease) -> str:
     return "%d.%d.%s" % (lease.term, lease.counter, lease.holder)
 
 
-class SqlStorageBackend(_RowStorage):
+class SqlStorageBackend(RowStorageBackend):
     """Keeps clusters in one table of PostgreSQL, MySQL, MariaDB or SQLite.
 
     Needs SQLAlchemy 2 and a driver: `pip install 'drop-in-cluster[sql]'`. Each
@@ -2452,7 +2455,7 @@ class _Watchdog:
             self._socket.close()
 
 
-class RedisStorageBackend(_RowStorage):
+class RedisStorageBackend(RowStorageBackend):
     """Keeps clusters in Redis or Valkey, each in one hash.
 
     Needs redis-py: `pip install 'drop-in-cluster[redis]'`. A read is one HGETALL, a
