@@ -1923,7 +1923,9 @@ class RowStorageBackend(StorageBackend):
 
     def __init__(self, place: str, secrets: Iterable[Any], create: bool, timeout: float):
         self.create = create
+        """Whether `open` makes what is missing, instead of refusing."""
         self.timeout = _seconds("timeout", timeout)
+        """Seconds for connecting, and for each statement."""
         self._place = place  # without user or password: it is in errors
         self._secrets = [str(secret) for secret in secrets if secret]
         self._space = ""
