@@ -4275,7 +4275,9 @@ class Core:
         self._attempts = {}
         self._counter = lease.counter
         self._renew_tried_at = -FOREVER
-        if lease.step_down and self.role in (PRIMARY, CLAIMANT):
+        if lease.released:  # a renewal would keep it, and invite everybody to claim
+            self._lose_lease("its lease was declared released")
+        elif lease.step_down and self.role in (PRIMARY, CLAIMANT):
             self._obey(lease.successor)
 
     def _obey(self, successor: str) -> None:

@@ -1359,6 +1359,22 @@ def a_paused_cluster_whose_primary_dies(core):
     world.run(5 * D)
 
 
+def a_frozen_primary_whose_lease_is_declared_released(core):
+    """It was taken for dead; nobody has claimed when its storage comes back."""
+    world = settled(core=core)
+    world.ask_to_pause(True)
+    world.run(2 * C)
+    primary = world.primary()
+    world.set_storage("error", primary.name)
+    world.run(R + 1.0)
+    world.store.edit(released=True)
+    world.set_storage("ok")
+    world.run(2 * L)
+    world.ask_to_pause(False)
+    assert wait_for_start(world, 2 * C)
+    world.settle()
+
+
 class StartsWithoutWaiting(cluster.Core):
     def _startable_at(self):
         return -cluster.FOREVER
@@ -1627,6 +1643,12 @@ class ClaimsWhilePaused(cluster.Core):
     paused = False
 
 
+class GoesOnWithWhatWasReleased(cluster.Core):
+    def _lose_lease(self, reason):
+        if "released" not in reason:
+            super()._lose_lease(reason)
+
+
 BITES = [
     (StartsWithoutWaiting, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (TakesSilenceForDeath, a_primary_that_is_cut_off_by_udp, "S1 S3"),
@@ -1679,6 +1701,8 @@ BITES = [
      "liveness"),
     (AsksTooSeldom, half_of_all_packets_lost, "liveness"),
     (ClaimsWhilePaused, a_paused_cluster_whose_primary_dies, "pause"),
+    (GoesOnWithWhatWasReleased, a_frozen_primary_whose_lease_is_declared_released,
+     "S1 S3"),
     (ForgetsWhatItGaveUp,
      a_store_that_is_replaced_as_only_a_read_given_up_could_tell, "S1 S3"),
     (StaysWhereItWas, a_primary_that_moves_to_another_address, "liveness"),
