@@ -5784,9 +5784,10 @@ class _Runtime:
                 self._drain_wakes()
             else:
                 self._process_ended(self._unwatch(key.fd), events)
+        # Proofs before reads: what they are made of may be an older record
+        self._poll_processes(events)
         while self._inbox:
             events.append(self._inbox.popleft())
-        self._poll_processes(events)
         self._step(events)
 
     def _drain_wakes(self) -> None:

@@ -1,5 +1,6 @@
 """Proof of death, on real processes: what is proof, and what never is."""
 
+import collections
 import ctypes
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from hypothesis import given, settings
@@ -706,3 +708,37 @@ def test_without_pidfds_nothing_is_watched(peer, coroner, monkeypatch, error):
 
     monkeypatch.setattr(os, "pidfd_open", pidfd_open, raising=False)
     assert coroner.watch(peer.record) is None
+
+
+class Dead(_Coroner):
+    def is_dead(self, record, bind=False):
+        return not record.companions
+
+
+def test_a_proof_made_of_the_last_record_does_not_outlive_the_next_one():
+    """Which names a process that lives, and was read just when that was polled."""
+    own = NodeRecord("own", ME, "10.0.0.1", 7000, join_number=2)
+    peer = NodeRecord("peer", PEER, "10.0.0.2", 7000, join_number=1)
+    now = cluster._clock()
+    core = cluster.Core(cluster.Timings(), own, now, 1)
+
+    def returns(value):
+        (call,) = core._calls
+        core.step(now, cluster.Returned(call, value))
+
+    core.step(now)
+    for value in ("c" * 16, cluster.Snapshot("c" * 16, None, (peer,)), own):
+        returns(value)
+    runtime = object.__new__(cluster._Runtime)
+    runtime.core, runtime._coroner = core, Dead(own)
+    runtime._watched, runtime._polled_at = {}, -cluster.FOREVER
+    runtime._control = types.SimpleNamespace(timings=core.timings)
+    runtime._selector = types.SimpleNamespace(select=lambda timeout: [])
+    runtime._follow_address = lambda events: None
+    runtime._step = lambda events: core.step(now, *events)
+    (call,) = core._calls
+    newer = peer._replace(companions=((7, 7),))
+    read = cluster.Snapshot("c" * 16, None, (newer, own))
+    runtime._inbox = collections.deque([cluster.Returned(call, read)])
+    runtime._turn()
+    assert core.peers[PEER].record == newer and core.peers[PEER].dead_at is None
