@@ -7564,7 +7564,7 @@ class _Guardian:
             return False
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self._obey(*json.loads(line.decode()))
+            self._obey(*json.loads(line))
         return True
 
     def _obey(self, word: str, *values: Any) -> None:
@@ -7664,7 +7664,7 @@ class _Work:
         try:
             with self._link.makefile("rb") as lines:
                 for line in lines:
-                    word, *values = json.loads(line.decode())
+                    word, *values = json.loads(line)
                     if word == "child":
                         self._become(child=(values[0], values[1]))
                     else:
