@@ -3078,8 +3078,11 @@ class Core:
             # Somebody else's value is there, or an earlier attempt of our own
             self._read_wanted = True
             self._claim_is_over(pending)
-            if pending.purpose == "release":  # it would go before that read, each time
+            # The next of its kind would go before that read, each time
+            if pending.purpose == "release":
                 self._release_at = self._now + self.timings.renewal_period
+            elif pending.purpose == "renew":
+                self._renew_tried_at = self._now
         elif pending.purpose == "claim":
             self._claimed(pending, new)
         elif pending.purpose == "renew":

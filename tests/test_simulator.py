@@ -660,6 +660,15 @@ def test_an_edit_that_races_with_renewals_is_found_and_built_upon():
     world.settle()
 
 
+def test_an_edit_is_found_where_calls_take_longer_than_the_renewal_period():
+    world = settled(latency=(0.31, 0.31))
+    primary = world.primary()
+    world.ask_to_pause(True, primary)
+    world.wait_for(lambda: primary.core._held.paused, 2 * L)
+    world.run(COMMON.freeze_limit + D)
+    assert primary.is_primary and starts(world) == 1
+
+
 def test_an_edit_while_the_primary_stops_does_not_keep_it_from_releasing():
     world = settled(stop_callback=(1.0, 1.0), long_callbacks=True)
     world.ask_to_step_down(world.primary())
