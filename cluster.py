@@ -6460,7 +6460,7 @@ def _check_secret(secret: Any) -> bytes:
 
 def _default_node_name() -> str:
     host = socket.gethostname()[:100] or "node"
-    return "%s-%d-%s" % (host, os.getpid(), _random_id()[:4])
+    return "%s-%d-%s" % (host, os.getpid(), _random_id()[:8])
 
 
 class ClusterControl:
@@ -8161,8 +8161,9 @@ def _confirmed(node: str, holds: bool) -> bool:
     risk = "the record of %r is removed; if it is alive, it writes it back" % node
     if holds:
         risk = (
-            "%r holds the lease, which is declared released: if it is alive and "
-            "does not see that, there are two primaries. Be sure that it is dead" % node
+            "%r holds the lease, which is declared released: if it is alive and does "
+            "not see that (frozen, or cut off from the storage), there are two "
+            "primaries. Be sure that it is dead" % node
         )
     print(risk, file=sys.stderr)
     if not sys.stdin.isatty():
