@@ -164,10 +164,10 @@ def test_gunicorn_with_eight_workers_runs_one_scheduler(stage, options):
 def test_uvicorn_with_several_workers_runs_one_scheduler(stage):
     needs("uvicorn", "fastapi")
     port = free_port()
-    stage.run("uvicorn", "--workers", "4", "--port", str(port), "uvicorn_fastapi:app")
+    stage.run("uvicorn", "--workers", "8", "--port", str(port), "uvicorn_fastapi:app")
     until(lambda: stage.working(), 40)
     assert '"primary"' in page(port)
-    stage.check(members=4, respawns=True)
+    stage.check(members=8, respawns=True)
 
 
 def test_uwsgi_with_eight_workers_runs_one_scheduler(stage):
@@ -189,17 +189,17 @@ def test_django_in_the_workers_of_a_web_server_runs_one_scheduler(stage):
     needs("django", "gunicorn")
     port = free_port()
     stage.run(
-        "gunicorn", "--workers", "4", "--bind", "127.0.0.1:%d" % port, "wsgi", cwd=DJANGO
+        "gunicorn", "--workers", "8", "--bind", "127.0.0.1:%d" % port, "wsgi", cwd=DJANGO
     )
     until(lambda: stage.working(), 40)
     assert '"primary"' in page(port)
-    stage.check(members=4, respawns=True)
+    stage.check(members=8, respawns=True)
 
 
 def test_djangos_command_works_in_one_process_of_several(stage):
     needs("django")
-    stage.run("manage", "runjobs", cwd=DJANGO, count=4)
-    stage.check(members=4)
+    stage.run("manage", "runjobs", cwd=DJANGO, count=8)
+    stage.check(members=8)
 
 
 def test_apscheduler_runs_its_jobs_in_one_process_of_eight(stage):
@@ -212,9 +212,9 @@ def test_celery_beat_sends_from_one_process_of_several(stage):
     needs("celery")
     stage.run(
         "celery", "--app", "celery_beat", "beat",
-        "--scheduler", "celery_beat:PrimaryScheduler", "--pidfile=", count=4,
+        "--scheduler", "celery_beat:PrimaryScheduler", "--pidfile=", count=8,
     )  # fmt: skip
-    stage.check(members=4)
+    stage.check(members=8)
     assert os.listdir(os.path.join(stage.folder, "queue"))
 
 
