@@ -5137,7 +5137,8 @@ class _Coroner:
     def watch(self, record: NodeRecord) -> Optional[int]:
         """A file descriptor that is readable once a process of the record is dead.
 
-        With companions, the first that lives: ask `is_dead`, and watch anew. None where the kernel cannot tell: on another host, in this very process,
+        With companions, the first that lives: ask `is_dead`, and watch anew. None
+        where the kernel cannot tell: on another host, in this very process,
         without pidfds, or if the process has gone already (ask `is_dead`). The
         same record gets the same descriptor, until it is forgotten.
         """
@@ -7097,8 +7098,9 @@ class ClusterControl:
             (why nobody is, as far as this node knows, or None), `since` (for how
             many seconds), `paused` (may nobody claim, see `pause`), `storage` ("ok"
             or what is wrong), `packets` (a dict: how many were dropped so far, by
-            kind), and `members`: a list of dicts with `name`, `address`, `version`, `priority`, `metadata`, `primary`, `active`,
-            `lost`, `silence` (seconds since it was heard, or None).
+            kind), and `members`: a list of dicts with `name`, `address`, `version`,
+            `priority`, `metadata`, `primary`, `active`, `lost`, `silence` (seconds
+            since it was heard, or None).
         """
         runtime = self._own_runtime()
         status: Dict[str, Any] = {

@@ -405,7 +405,8 @@ class Lab:
     _all = weakref.WeakSet()
     _numbers = itertools.count(1)
 
-    def __init__(self, profile=QUICK, proof=True, own_pids=False, history=None, broken=None, nfs=False):
+    def __init__(self, profile=QUICK, proof=True, own_pids=False, history=None,
+                 broken=None, nfs=False):  # fmt: skip
         sweep()
         _clean_up_on_sigterm()
         self.number = next(Lab._numbers)
