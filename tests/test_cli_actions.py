@@ -39,6 +39,7 @@ def doctor(lab, capsys):
 
 def test_a_healthy_cluster_is_found_fit_and_is_left_as_it_was(lab, doctor):
     first, second = lab.started("n1", "n2")
+    until(lambda: lab.count("start") == 1)
     calls = list(lab.calls)
     code, found = doctor()
     assert code == 0, found
