@@ -3056,10 +3056,6 @@ class Core:
                 self._say(logging.INFO, text, outage)
         self._retry_at = -FOREVER
         request = pending.request
-        if self._renew_failing_since is not None and not isinstance(request, Swap):
-            # It works again, so the renewal is tried at once: at its next turn, the
-            # storage may be gone anew, and what a member offered meanwhile counts
-            self._renew_tried_at = -FOREVER
         if isinstance(request, Open):
             self._opened(result)
         elif isinstance(request, Read):

@@ -178,21 +178,6 @@ def test_no_freeze_outlasts_its_limit():
     assert not world.primaries()
 
 
-@pytest.mark.parametrize("phase", range(8))
-@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
-def test_a_storage_that_is_back_for_a_moment_is_no_reason_to_hand_over(share, phase):
-    world = settled(nodes=5, common=timings(0.3, 5.0, 2, 1.0))
-    world.set_storage("error")
-    world.run(4 * C + phase * C / 8)
-    world.set_storage("ok")
-    primary = world.primary()
-    world.wait_for(lambda: primary.core.storage_state() == "ok", 2 * C)
-    world.run(share * C)
-    world.set_storage("error")
-    world.run(4 * C)
-    assert starts(world) == 1 and world.primary() is primary
-
-
 def test_a_member_that_dies_ends_the_freeze():
     world = settled()
     world.set_storage("error")
