@@ -8094,8 +8094,8 @@ def _watch(options: Any) -> int:
 # ---- asking the primary, and acting for a dead one
 
 
-def _opened(options: Any) -> StorageBackend:
-    storage = _storage(options.storage)
+def _opened(options: Any, create: bool = False) -> StorageBackend:
+    storage = _storage(options.storage, create)
     _within(options.timeout, lambda: storage.open(options.cluster))
     return storage
 
@@ -8227,9 +8227,7 @@ class _Doctor:
         return _within(self._options.timeout, call)
 
     def _opened(self) -> StorageBackend:
-        storage = _storage(self._options.storage, self._options.create)
-        self._call(lambda: storage.open(self._options.cluster))
-        return storage
+        return _opened(self._options, self._options.create)
 
     def storage(self) -> _Finding:
         """Can it be opened, and is it the kind that is meant?"""
