@@ -2792,7 +2792,6 @@ class Core:
         self._renewed_at = -FOREVER
         self._renew_tried_at = -FOREVER
         self._renew_failing_since: Optional[float] = None
-        self._renew_failed_began = -FOREVER
         self._freeze_asked_at = -FOREVER
         self._frozen = False
         self._challenge = 0  # a higher term that somebody claims to know
@@ -3043,7 +3042,6 @@ class Core:
         if isinstance(pending.request, Swap) or pending is self._call:
             if self._held and self._renew_failing_since is None:
                 self._renew_failing_since = pending.began
-            self._renew_failed_began = max(self._renew_failed_began, pending.began)
         if self._challenge:
             self._lose_lease("a higher term is known, and the storage does not answer")
 
@@ -4371,11 +4369,15 @@ class Core:
         self._wake(self._freeze_asked_at + interval)
 
     def _consider_handover(self) -> None:
-        """Storage fails here alone: a member that can write takes over."""
+        """Storage fails here alone: a member that can write takes over.
+
+        Its offer has to stand for long enough that a renewal of our own was tried and
+        has failed: where an outage of all ends, a member may see it a little earlier.
+        """
         since = self._renew_failing_since
         if since is None or self._held is None or self._held.paused:
             return
-        at = since + 2 * self.timings.check_interval
+        check = self.timings.check_interval
         recent = self._now - self.timings.hb_timeout
         for incarnation in sorted(self._held.roster or ()):
             peer = self._peer(incarnation)
@@ -4384,22 +4386,12 @@ class Core:
                 continue
             if self._is_lost(peer) or peer.flags_at < recent:
                 continue
-            if self._now < at:
-                self._wake(at)
-            elif self._failed_since(peer.offer_at):
+            at = max(since + 2 * check, peer.offer_at + check + self._slow())
+            self._wake(at)
+            if self._now >= at:
                 text = "its storage fails, and %r can write" % peer.name
                 self._begin_stop("handing over: " + text, orderly=True)
                 return
-
-    def _failed_since(self, offer_at: float) -> bool:
-        """Has one more try, begun since the offer, failed as well?"""
-        if self._renew_failed_began >= offer_at:
-            return True
-        if self._call is None:
-            return False
-        hangs_at = max(offer_at, self._call.began) + self._slow()
-        self._wake(hangs_at)
-        return self._now >= hangs_at
 
     # ---- stopping
 

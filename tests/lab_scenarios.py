@@ -680,7 +680,7 @@ def handed_over(lab, **fault):
     (primary, others), timings = lab.others(), lab.timings
     primary.host.storage(**fault)
     at = now()
-    # one more try of its own must fail after it heard of somebody who can write
+    # a try of its own must fail after it has heard of somebody who can write
     found = failover(lab, others, at, 2 * timings.C + timings.R + timings.C)
     stays(lab, found, timings.D)
     whole_again(lab)

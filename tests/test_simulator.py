@@ -1194,14 +1194,33 @@ def slow_callbacks_of_a_primary_whose_record_was_never_read(core):
         world.run(2 * D)
 
 
+def a_storage_that_is_back_for_a_moment(core):
+    """The members have offered by then, and the primary had no time to renew."""
+    common = timings(0.3, 5.0, 2, 1.0, freeze=300.0)
+    world = settled(nodes=5, core=core, common=common)
+    for back in (0.2, 0.4, 0.6, 0.8):
+        for phase in range(8):
+            world.set_storage("error")
+            world.run(10.0 + phase / 8)
+            world.set_storage("ok")
+            world.run(back)
+            world.set_storage("error")
+            world.run(10.0)
+            world.set_storage("ok")
+            world.run(5.0)
+    if starts(world) != 1:
+        raise Broken("liveness", "the end of an outage is no reason to hand over")
+
+
 def the_end_of_an_outage(core):
     world = settled(core=core, common=timings(freeze=300.0))
-    world.set_storage("readonly")
-    world.run(20.0)
-    world.set_storage("ok", *[p.name for p in world.others()])
-    world.run(0.5)
-    world.set_storage("ok")
-    world.run(20.0)
+    for kind in ("readonly", "error", "hang"):
+        world.set_storage(kind)
+        world.run(20.0)
+        world.set_storage("ok", *[p.name for p in world.others()])
+        world.run(C)
+        world.set_storage("ok")
+        world.run(20.0)
     if starts(world) != 1:
         raise Broken("liveness", "the end of an outage is no reason to hand over")
 
@@ -1591,9 +1610,11 @@ class TakesThoseItCouldNotAskForLost(cluster.Core):
         self._peer(record.incarnation).heard = heard
 
 
-class HandsOverWithoutOneMoreTry(cluster.Core):
-    def _failed_since(self, offer_at):
-        return True
+class HandsOverToAnyOffer(cluster.Core):
+    def _consider_handover(self):
+        for peer in self.peers.values():
+            peer.offer_at = -cluster.FOREVER
+        super()._consider_handover()
 
 
 class ClaimsOnlyOnce(cluster.Core):
@@ -1699,7 +1720,8 @@ BITES = [
      slow_callbacks_of_a_primary_whose_record_was_never_read, "S1"),
     (TakesAnUnknownRosterForAnEmptyOne,
      a_cut_off_claimant_that_cannot_read_the_roster, "liveness"),
-    (HandsOverWithoutOneMoreTry, the_end_of_an_outage, "liveness"),
+    (HandsOverToAnyOffer, the_end_of_an_outage, "liveness"),
+    (HandsOverToAnyOffer, a_storage_that_is_back_for_a_moment, "liveness"),
     (ClaimsOnlyOnce, one_claim_that_fails, "liveness"),
     (BelievesAllItHears, a_forged_term_and_a_living_primary, "liveness"),
     (BelievesAllItHears, a_forged_term_and_a_primary_that_dies, "liveness"),
