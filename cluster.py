@@ -1896,14 +1896,14 @@ _SQL_DRIVERS["mariadb"] = _SQL_DRIVERS["mysql"]
 _Rows = Dict[str, Tuple[str, str]]  # of each item, the version and the value
 
 
-def _driver(name: str, extra: str) -> Any:
+def _driver(name: str, package: str) -> Any:
     import importlib
 
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        text = "%s cannot be imported (%s): pip install 'drop-in-cluster[%s]'"
-        raise ClusterError(text % (name, error, extra)) from None
+        text = "%s cannot be imported (%s): pip install '%s'"
+        raise ClusterError(text % (name, error, package)) from None
 
 
 class RowStorageBackend(StorageBackend):
@@ -2144,7 +2144,7 @@ def _lease_version(lease: Lease) -> str:
 class SqlStorageBackend(RowStorageBackend):
     """Keeps clusters in one table of PostgreSQL, MySQL, MariaDB or SQLite.
 
-    Needs SQLAlchemy 2 and a driver: `pip install 'drop-in-cluster[sql]'`. Each
+    Needs SQLAlchemy 2 and a driver: `pip install 'sqlalchemy>=2' psycopg`. Each
     operation is one statement by itself, so it works behind a connection pooler;
     there are no advisory locks, no session settings, and nobody's clock is asked.
     A read is one statement, a renewal another.
@@ -2184,7 +2184,7 @@ class SqlStorageBackend(RowStorageBackend):
         create: bool = True,
         timeout: float = 1.0,
     ) -> None:
-        self._sql = _driver("sqlalchemy", "sql")
+        self._sql = _driver("sqlalchemy", "sqlalchemy>=2")
         ok = re.match(r"[A-Za-z0-9_]{0,40}\Z", table_prefix) is not None
         _check(ok, "table_prefix is letters, digits and _", table_prefix)
         self._owned = isinstance(url_or_engine, (str, self._sql.engine.URL))
@@ -2460,7 +2460,7 @@ class _Watchdog:
 class RedisStorageBackend(RowStorageBackend):
     """Keeps clusters in Redis or Valkey, each in one hash.
 
-    Needs redis-py: `pip install 'drop-in-cluster[redis]'`. A read is one HGETALL, a
+    Needs redis-py: `pip install 'redis>=5'`. A read is one HGETALL, a
     renewal one script. Nothing has a time to live, so nothing vanishes by itself.
     The account needs HGETALL, HGET, HSET, HSETNX, HDEL, EVALSHA, EVAL and SCRIPT
     LOAD on keys that begin with the prefix; the server must not evict them
@@ -2520,8 +2520,8 @@ class RedisStorageBackend(RowStorageBackend):
         self._swap_script = client.register_script(self._SWAP)
 
     def _client_of(self, url: str, seconds: float) -> Any:
-        redis = _driver("redis", "redis")
-        backoff = _driver("redis.backoff", "redis")
+        redis = _driver("redis", "redis>=5")
+        backoff = _driver("redis.backoff", "redis>=5")
         scheme = url.partition("://")[0]
         schemes = {"valkey": "redis", "valkeys": "rediss"}
         try:
@@ -2530,7 +2530,7 @@ class RedisStorageBackend(RowStorageBackend):
                 socket_timeout=seconds,
                 socket_connect_timeout=seconds,
                 # a second try is not ours to make in the time that there is
-                retry=_driver("redis.retry", "redis").Retry(backoff.NoBackoff(), 0),
+                retry=_driver("redis.retry", "redis>=5").Retry(backoff.NoBackoff(), 0),
             )
         except ValueError:  # its text may show a password
             raise ValueError("this is no Redis URL that redis-py takes") from None
@@ -7849,6 +7849,8 @@ def _run(options: Any) -> int:
 _EXIT_NO, _EXIT_USAGE, _EXIT_STORAGE = 1, 2, 3
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _HELP = """\
+$CLUSTER_SECRET: the secret of the nodes, for run and doctor
+
 exit codes: 0 ok, 1 no primary (or another negative answer), 2 wrong usage,
 3 the storage cannot be reached or holds no such cluster
 """
@@ -7900,6 +7902,11 @@ def _within(timeout: float, call: Callable[[], Any]) -> Any:
     return result
 
 
+def _told(error: Exception) -> str:
+    """An error of the library, for somebody at the command line."""
+    return str(error).replace("create=True", "`run`, or `doctor --create`,")
+
+
 class _Onlooker:
     """Watches a cluster through its storage alone, without joining it.
 
@@ -7949,14 +7956,15 @@ class _Onlooker:
 
     def _picture(self, snapshot: Snapshot, now: float) -> Dict[str, Any]:
         lease = snapshot.lease
-        holder = _holder_name(snapshot)
+        holder = _holder(snapshot)
+        named = repr(holder.name) if holder else "a node whose record is gone"
         age = None if self._renewed_at is None else now - self._renewed_at
-        why_none = _why_none(lease, holder, age, now - self._since)
+        why_none = _why_none(lease, named, age, now - self._since)
         active = {lease.holder} | (lease.roster or frozenset()) if lease else ()
         primary = lease.holder if lease and why_none is None else None
         return {
             "cluster": self._cluster, "storage": "ok",
-            "primary": holder if primary else None,
+            "primary": (holder.name if holder else named) if primary else None,
             "term": lease.term if lease else 0, "why_none": why_none,
             "paused": bool(lease and lease.paused),
             "lease_age": age, "lease_duration": lease.duration if lease else None,
@@ -7973,16 +7981,16 @@ class _Onlooker:
     def failed(self, error: StorageError) -> Dict[str, Any]:
         """The same for a storage that did not answer."""
         return {
-            "cluster": self._cluster, "storage": str(error), "primary": None,
+            "cluster": self._cluster, "storage": _told(error), "primary": None,
             "term": 0, "why_none": "the storage does not answer", "paused": False,
             "lease_age": None, "lease_duration": None, "lease_left": None, "members": [],
         }  # fmt: skip
 
 
-def _holder_name(snapshot: Snapshot) -> str:
+def _holder(snapshot: Snapshot) -> Optional[NodeRecord]:
     holder = snapshot.lease.holder if snapshot.lease else ""
-    names = [r.name for r in snapshot.nodes if r.incarnation == holder]
-    return names[0] if names else "a node without a record (%s)" % holder
+    records = [r for r in snapshot.nodes if r.incarnation == holder]
+    return records[0] if records else None
 
 
 def _why_none(
@@ -8021,6 +8029,8 @@ def _seconds_text(value: Optional[float]) -> str:
 def _table(picture: Dict[str, Any]) -> List[Tuple[str, str]]:
     """The lines for a terminal, each with its colour ("" for none)."""
     head = "cluster %(cluster)s, storage: %(storage)s" % picture
+    if "time" in picture:
+        head = time.strftime("%H:%M:%S  ", time.localtime(picture["time"])) + head
     lines = [(head, "" if picture["storage"] == "ok" else "31")]
     if picture["paused"]:
         lines.append(("PAUSED: nobody takes over, whatever happens, until resume", "33"))
@@ -8077,7 +8087,7 @@ def _watch(options: Any) -> int:
                 look = observer.look
             except StorageError as error:
                 picture = observer.failed(error)
-            _show(picture, options.json, clear=True)
+            _show(dict(picture, time=time.time()), options.json, clear=True)
             time.sleep(options.interval)
     except KeyboardInterrupt:
         return 0
@@ -8108,7 +8118,10 @@ def _step_down(options: Any) -> int:
     while _clock() < until:
         lease = _within(options.timeout, lambda: storage.read(True)).lease
         if lease is None or lease.term != asked.term or lease.released:
-            print("the primary of term %d has stepped down" % asked.term)
+            text = "the primary of term %d has stepped down"
+            if asked.paused:
+                text += "; nobody follows until the cluster is resumed"
+            print(text % asked.term)
             return 0
         time.sleep(0.1)
     raise ClusterError(
@@ -8346,8 +8359,11 @@ class _Doctor:
         bad = ["%s %s" % item for item in sorted(links.items()) if item[1] != _BOTH]
         if bad:
             packets = control.status()["packets"].items()
-            dropped = ["%s: %d" % (k, count) for k, count in packets if k != TAKEN]
-            hint = "; packets were dropped (%s)" % ", ".join(dropped) if dropped else ""
+            dropped = [
+                "%s: %d" % (k, count) for k, count in packets if count and k != TAKEN
+            ]
+            hint = "; packets were dropped (%s): is $CLUSTER_SECRET the members'?"
+            hint = hint % ", ".join(dropped) if dropped else ""
             return _Finding(_BAD, "; ".join(bad) + hint)
         return _Finding(_GOOD, "heard both ways: " + ", ".join(sorted(links)))
 
@@ -8366,7 +8382,7 @@ def _links(control: ClusterControl) -> Dict[str, str]:
                 address = " (at %s:%d)" % record.address
                 links[record.name] = (
                     _BOTH if peer is not None and peer.ever
-                    else "is heard, but does not hear this host: a firewall here?"
+                    else "is heard, but does not hear this host: a firewall or a secret?"
                     if one_way else "is not heard: lost, or unreachable" + address
                 )  # fmt: skip
     return links
@@ -8405,7 +8421,7 @@ def _examine_all(options: Any) -> int:
         try:
             finding = check(doctor)
         except ClusterError as error:
-            finding = _Finding(_BAD, str(error))
+            finding = _Finding(_BAD, _told(error))
         findings[subject] = finding
         verdict = finding.verdict
         if colour:
@@ -8416,6 +8432,8 @@ def _examine_all(options: Any) -> int:
             break  # nothing else can be asked
     if options.json:
         print(json.dumps({key: value._asdict() for key, value in findings.items()}))
+    if findings["storage"].verdict == _BAD:
+        return _EXIT_STORAGE
     return _EXIT_NO if any(f.verdict == _BAD for f in findings.values()) else 0
 
 
@@ -8546,7 +8564,12 @@ def _options(arguments: Optional[List[str]]) -> Any:
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:split])
+    options, unknown = parser.parse_known_args(arguments[:split])
+    if unknown:
+        text = "unknown: " + " ".join(unknown)
+        if options.name == "run" and split == len(arguments):
+            text += "; put -- before COMMAND, as in: run ... -- python work.py"
+        parser.error(text)
     options.command = arguments[split + 1 :]
     if options.name is None:
         parser.error("give one of the commands: " + ", ".join(_SUBCOMMANDS))
@@ -8584,7 +8607,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _EXIT_NO
     except StorageError as error:
-        text = "storage: %s; check --storage and --cluster" % error
+        text = "storage: %s; check --storage and --cluster" % _told(error)
         code = _EXIT_STORAGE
     except ClusterError as error:
         code, text = _EXIT_NO, str(error)

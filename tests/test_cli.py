@@ -94,7 +94,13 @@ def test_a_folder_without_such_a_cluster_is_exit_code_3_and_stays_empty(folder):
     code, output, errors = run("status", *where(folder))
     assert (code, output) == (3, "")
     assert folder in errors and "--storage" in errors and "Traceback" not in errors
+    assert "`run`, or `doctor --create`, makes a new one" in errors
     assert os.listdir(folder) == []
+
+
+def test_run_without_the_dashes_says_where_they_belong(folder):
+    code, _, errors = run("run", *where(folder), "python", "work.py")
+    assert code == 2 and "put -- before COMMAND" in errors
 
 
 def test_a_url_of_an_unknown_kind_is_wrong_usage_and_its_password_is_not_shown():
@@ -222,7 +228,8 @@ def test_watch_into_a_pipe_has_no_colour_and_sees_the_primary_stop(control, fold
         stdout=subprocess.PIPE,
     )
     with watch.stdout:
-        assert json.loads(watch.stdout.readline().decode())["primary"] == "one"
+        first = json.loads(watch.stdout.readline().decode())
+        assert first["primary"] == "one" and abs(first["time"] - time.time()) < 60
         control.stop()
         pictures = (json.loads(line.decode()) for line in watch.stdout)
         stopped = next(p for p in pictures if not p["primary"])
@@ -255,7 +262,7 @@ def test_after_an_orderly_stop_status_says_that_there_is_no_primary(control, fol
     control.join(10)
     code, output, _ = run("status", *where(folder))
     assert code == 1
-    assert "no primary" in output and "has stopped" in output
+    assert "no primary: " in output and "has stopped" in output
 
 
 def test_a_primary_that_does_not_renew_is_not_taken_for_one(folder):
@@ -277,7 +284,7 @@ def test_a_primary_that_does_not_renew_is_not_taken_for_one(folder):
         node.send_signal(signal.SIGSTOP)
         code, output, _ = run("status", *where(folder))
         assert code == 1
-        assert "one holds the lease, but has not renewed it" in output
+        assert "'one' holds the lease, but has not renewed it" in output
     finally:
         node.kill()
         node.wait()

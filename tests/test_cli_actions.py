@@ -64,9 +64,9 @@ def test_it_tells_in_lines_what_it_finds(lab, capsys):
 
 def test_a_folder_without_the_cluster_is_refused_and_stays_empty(lab, doctor):
     code, found = doctor()
-    assert code == 1
+    assert code == 3
     assert list(found) == ["storage"]
-    assert "create" in found["storage"][1]
+    assert "`doctor --create`" in found["storage"][1]
     assert os.listdir(lab.path) == []
 
 
@@ -113,7 +113,7 @@ def test_a_storage_that_hangs_ends_at_the_time_limit(lab, doctor, monkeypatch):
     began = time.monotonic()
     code, found = doctor("--timeout", "0.5")
     assert time.monotonic() - began < 5
-    assert code == 1
+    assert code == 3
     assert "not answered within 0.5 s" in found["storage"][1]
 
 
@@ -140,7 +140,9 @@ def test_another_secret_is_guessed_from_the_packets_dropped(lab, doctor, monkeyp
     monkeypatch.setenv("CLUSTER_SECRET", "theirs")
     code, found = doctor()
     assert code == 1
-    assert "dropped (" in found["members"][1]
+    text = found["members"][1]
+    assert "dropped (with a wrong secret: " in text and "$CLUSTER_SECRET" in text
+    assert ": 0" not in text
     monkeypatch.setenv("CLUSTER_SECRET", "ours")
     assert doctor()[0] == 0
 
@@ -236,6 +238,13 @@ def test_paused_nobody_takes_over_until_it_is_resumed(lab):
     assert not second.is_primary
     assert run(lab, "resume") == 0
     until(lambda: second.is_primary)
+
+
+def test_who_steps_down_in_a_pause_is_told_that_nobody_follows(lab, capsys):
+    primary_and_member(lab)
+    run(lab, "pause")
+    assert run(lab, "step-down") == 0
+    assert "nobody follows until the cluster is resumed" in capsys.readouterr().out
 
 
 # ---- evict

@@ -3,6 +3,7 @@
     cd examples/recipes
     gunicorn --workers 8 --config gunicorn_conf.py gunicorn_flask:app
     gunicorn --workers 8 --config gunicorn_conf.py --preload gunicorn_flask:app
+    curl http://127.0.0.1:8000      # tells who is primary, whichever worker answers
 
 With --preload this module is imported before the workers are forked: so it only
 makes the control, and each worker starts it, as a node of its own (gunicorn_conf.py).
