@@ -8226,8 +8226,6 @@ class _Doctor:
         self._began = _clock(), time.time()
         self._snapshot: Optional[Snapshot] = None
 
-    checks: Tuple[Tuple[str, Callable[["_Doctor"], _Finding]], ...] = ()
-
     def _call(self, call: Callable[[], Any]) -> Any:
         return _within(self._options.timeout, call)
 
@@ -8367,6 +8365,11 @@ class _Doctor:
             return _Finding(_BAD, "; ".join(bad) + hint)
         return _Finding(_GOOD, "heard both ways: " + ", ".join(sorted(links)))
 
+    checks: Tuple[Tuple[str, Callable[["_Doctor"], _Finding]], ...] = (
+        ("storage", storage), ("swaps", swaps), ("latency", latency),
+        ("clock", clock), ("timings", timings), ("members", members),
+    )  # fmt: skip
+
 
 _BOTH = "is heard both ways"
 
@@ -8390,13 +8393,6 @@ def _links(control: ClusterControl) -> Dict[str, str]:
 
 def _median(values: List[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-_Doctor.checks = (
-    ("storage", _Doctor.storage), ("swaps", _Doctor.swaps),
-    ("latency", _Doctor.latency), ("clock", _Doctor.clock),
-    ("timings", _Doctor.timings), ("members", _Doctor.members),
-)  # fmt: skip
 
 
 def _run_doctor(options: Any) -> int:
