@@ -6977,6 +6977,7 @@ class ClusterControl:
             StorageError: the storage did not answer in time, or there is no lease yet
                 in which it could be kept. State: unknown, ask again.
             RuntimeError: this node is no member.
+            ValueError: `timeout` is no finite number of seconds, 0 or more.
 
         Thread:
             Any, callbacks included.
@@ -6992,6 +6993,7 @@ class ClusterControl:
         runtime, what = self._runtime, "pause" if paused else "resume"
         if runtime is None or not runtime.joined or runtime.ended:
             raise RuntimeError("%s() needs a node that is a member" % what)
+        timeout = _seconds("timeout", timeout, zero=True)
         with runtime.changed:
             runtime.tickets += 1
             ticket = runtime.tickets
@@ -7173,13 +7175,14 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
             and a retry is safe. After start() the node goes on trying by itself.
         ClusterError: the port cannot be bound, or a host is no address.
         RuntimeError: the control was stopped.
+        ValueError: `timeout` is no finite number of seconds, 0 or more.
     """
     ctrl._refuse_fork()
     if not ctrl.enabled:
         return
     if ctrl._stopped:
         raise RuntimeError("a stopped control cannot join; make a new one")
-    deadline = _clock() + timeout
+    deadline = _clock() + _seconds("timeout", timeout, zero=True)
     runtime = ctrl._launch()
     with runtime.changed:
         runtime.changed.wait_for(
@@ -7218,12 +7221,13 @@ def leave_cluster(ctrl: ClusterControl, timeout: float = 5) -> None:
 
     Raises:
         RuntimeError: called in a callback, which would wait for itself.
+        ValueError: `timeout` is no finite number of seconds; the node runs on.
     """
     ctrl._refuse_callback("leave_cluster()")
     runtime = ctrl._own_runtime()
     if runtime is None:
         return
-    deadline = _clock() + timeout
+    deadline = _clock() + _seconds("timeout", timeout, zero=True)
     ctrl.stop()
     ctrl.join(timeout)
     if runtime.thread.is_alive():

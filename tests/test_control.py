@@ -1311,3 +1311,16 @@ class Bare:
 
     def method(self):
         pass
+
+
+@pytest.mark.parametrize("timeout", [None, "5", -1, float("inf")])
+def test_a_time_limit_that_is_none_is_named_and_the_node_runs_on(lab, timeout):
+    control = lab.started("a")[0]
+    with pytest.raises(ValueError, match="timeout must be 0 or more seconds"):
+        join_cluster(lab.node("b"), timeout)
+    for call in (control.pause, control.resume):
+        with pytest.raises(ValueError, match="timeout must be 0 or more seconds"):
+            call(timeout)
+    with pytest.raises(ValueError, match="timeout must be 0 or more seconds"):
+        leave_cluster(control, timeout)
+    assert control.is_primary and control.is_alive()
