@@ -60,6 +60,8 @@ def gaps(make, settle, fault, count):
     try:
         for number in range(3, 3 + count):
             first = settle(nodes)
+            if fault is step_down:  # those that did so before are candidates again
+                time.sleep(peers.DETECTION)
             time.sleep(chance.uniform(0, peers.DETECTION / 3))
             began = fault(first)
             others = [node for node in nodes if node is not first]
