@@ -2144,7 +2144,7 @@ def _lease_version(lease: Lease) -> str:
 class SqlStorageBackend(RowStorageBackend):
     """Keeps clusters in one table of PostgreSQL, MySQL, MariaDB or SQLite.
 
-    Needs SQLAlchemy 2 and a driver: `pip install 'sqlalchemy>=2' psycopg`. Each
+    Needs SQLAlchemy 2 and a driver: `pip install 'sqlalchemy>=2.0.43' 'psycopg[binary]'`. Each
     operation is one statement by itself, so it works behind a connection pooler;
     there are no advisory locks, no session settings, and nobody's clock is asked.
     A read is one statement, a renewal another.
@@ -2184,7 +2184,7 @@ class SqlStorageBackend(RowStorageBackend):
         create: bool = True,
         timeout: float = 1.0,
     ) -> None:
-        self._sql = _driver("sqlalchemy", "sqlalchemy>=2")
+        self._sql = _driver("sqlalchemy", "sqlalchemy>=2.0.43")
         ok = re.match(r"[A-Za-z0-9_]{0,40}\Z", table_prefix) is not None
         _check(ok, "table_prefix is letters, digits and _", table_prefix)
         self._owned = isinstance(url_or_engine, (str, self._sql.engine.URL))
@@ -2792,6 +2792,7 @@ class Core:
         self._renewed_at = -FOREVER
         self._renew_tried_at = -FOREVER
         self._renew_failing_since: Optional[float] = None
+        self._renew_failed_began = -FOREVER
         self._freeze_asked_at = -FOREVER
         self._frozen = False
         self._challenge = 0  # a higher term that somebody claims to know
@@ -3013,6 +3014,8 @@ class Core:
             self._store_replaced()
         elif lease is None or lease.term != held.term:
             self._lose_lease("the lease is gone from the storage")
+        elif lease.stamp in self._attempts:  # it did land, whatever followed
+            self._adopt(*self._attempts[lease.stamp])
 
     def _storage_failed(self, pending: Pending, error: str) -> None:
         self._note_failure(pending, error)
@@ -3042,6 +3045,7 @@ class Core:
         if isinstance(pending.request, Swap) or pending is self._call:
             if self._held and self._renew_failing_since is None:
                 self._renew_failing_since = pending.began
+            self._renew_failed_began = max(self._renew_failed_began, pending.began)
         if self._challenge:
             self._lose_lease("a higher term is known, and the storage does not answer")
 
@@ -4371,13 +4375,14 @@ class Core:
     def _consider_handover(self) -> None:
         """Storage fails here alone: a member that can write takes over.
 
-        Its offer has to stand for long enough that a renewal of our own was tried and
-        has failed: where an outage of all ends, a member may see it a little earlier.
+        Its offer has to stand for a while, and a renewal begun since then has to fail:
+        where an outage of all ends, a member may see it a little earlier, and where
+        the storage is back for a moment only, that renewal may not be due by then.
         """
         since = self._renew_failing_since
         if since is None or self._held is None or self._held.paused:
             return
-        check = self.timings.check_interval
+        wait = 2 * self.timings.check_interval
         recent = self._now - self.timings.hb_timeout
         for incarnation in sorted(self._held.roster or ()):
             peer = self._peer(incarnation)
@@ -4386,12 +4391,22 @@ class Core:
                 continue
             if self._is_lost(peer) or peer.flags_at < recent:
                 continue
-            at = max(since + 2 * check, peer.offer_at + check + self._slow())
+            at = max(since, peer.offer_at) + wait
             self._wake(at)
-            if self._now >= at:
+            if self._now >= at and self._failed_since(peer.offer_at):
                 text = "its storage fails, and %r can write" % peer.name
                 self._begin_stop("handing over: " + text, orderly=True)
                 return
+
+    def _failed_since(self, offer_at: float) -> bool:
+        """Has a renewal, begun since the offer, failed as well, or does it hang?"""
+        if self._renew_failed_began >= offer_at:
+            return True
+        if self._call is None:
+            return False
+        hangs_at = max(offer_at, self._call.began) + self._slow()
+        self._wake(hangs_at)
+        return self._now >= hangs_at
 
     # ---- stopping
 
@@ -8364,8 +8379,9 @@ class _Doctor:
             dropped = [
                 "%s: %d" % (k, count) for k, count in packets if count and k != TAKEN
             ]
-            hint = "; packets were dropped (%s): is $CLUSTER_SECRET the members'?"
-            hint = hint % ", ".join(dropped) if dropped else ""
+            hint = "; packets were dropped (%s)" % ", ".join(dropped) if dropped else ""
+            if "secret" in hint:
+                hint += ": is $CLUSTER_SECRET the members'?"
             return _Finding(_BAD, "; ".join(bad) + hint)
         return _Finding(_GOOD, "heard both ways: " + ", ".join(sorted(links)))
 
@@ -8567,7 +8583,7 @@ def _options(arguments: Optional[List[str]]) -> Any:
     options, unknown = parser.parse_known_args(arguments[:split])
     if unknown:
         text = "unknown: " + " ".join(unknown)
-        if options.name == "run" and split == len(arguments):
+        if options.name == "run" and unknown[0][:1] != "-":
             text += "; put -- before COMMAND, as in: run ... -- python work.py"
         parser.error(text)
     options.command = arguments[split + 1 :]

@@ -448,6 +448,7 @@ class Mount:
         self.bad_until = -1.0  # until then it was not all right
         self.holds: Tuple[type, ...] = ()  # requests that hang, until set("ok")
         self.swap_reply_delay = 0.0  # from its effect to the reply
+        self.slowness = 0.0  # of each call that works, half of it before its effect
         self._hung: List[Tuple["Process", int, Any]] = []
 
     def set(self, mode: str) -> None:
@@ -482,6 +483,7 @@ class Mount:
             there, back = dice.between(*plan.latency), dice.between(*plan.latency)
             if not self.world.calm and plan.spikes:
                 there, back = self._spiked(there), self._spiked(back)
+            there, back = there + self.slowness / 2, back + self.slowness / 2
             if type(request) is Swap:
                 back += self.swap_reply_delay
             self.world.at(there, self._land, process, call_id, request, back)

@@ -26,9 +26,9 @@ R = COMMON.renewal_deadline
 L = COMMON.lease_duration
 
 
-def settled(nodes=3, core=None, **plan):
+def settled(nodes=3, core=None, seed=0, **plan):
     """A calm cluster with a primary and full views."""
-    world = World(Plan(nodes, **plan), core_class=core)
+    world = World(Plan(nodes, **plan), seed, core)
     world.boot_all()
     world.wait_for(world.is_settled, 10 * D)
     world.run(2 * D)
@@ -187,13 +187,22 @@ def test_a_member_that_dies_ends_the_freeze():
     assert not world.primaries()
 
 
-@pytest.mark.parametrize("mode", ["error", "hang"])
-def test_a_primary_that_alone_has_no_storage_hands_over(mode):
-    world = settled()
-    primary = world.primary()
-    world.set_storage(mode, primary.name)
-    assert wait_for_start(world, 10 * C) < 2 * C + L
-    assert world.primary() is not primary
+@pytest.mark.parametrize("mode", ["error", "readonly", "hang"])
+@pytest.mark.parametrize(
+    "setting", [(1, 3, 2, 1), (1, 5, 5, 2), (0.3, 5, 2, 0.1), (1, 30, 2, 1)], ids=str
+)
+def test_a_primary_that_alone_has_no_storage_hands_over(setting, mode):
+    common = timings(*setting, freeze=300.0)
+    bound = 2 * common.check_interval + common.renewal_period + 0.1
+    if mode == "hang":
+        bound += common.renewal_deadline
+    for seed in range(4):
+        world = settled(seed=seed, common=common)
+        primary = world.primary()
+        world.run(seed / 4 * common.renewal_period)
+        world.set_storage(mode, primary.name)
+        assert wait_for_start(world, 60.0) < bound
+        assert world.primary() is not primary
 
 
 @pytest.mark.parametrize("mode", ["error", "hang"])
@@ -1225,6 +1234,31 @@ def the_end_of_an_outage(core):
         raise Broken("liveness", "the end of an outage is no reason to hand over")
 
 
+def an_outage_that_leaves_the_storage_of_the_primary_slow(core):
+    """Its first renewal since then is still under way when others have offered."""
+    common = timings(0.3, 5.0, 2, 0.5, freeze=300.0)
+    for phase in range(16):
+        world = settled(core=core, common=common)
+        world.set_storage("error")
+        world.run(20.0 + phase / 16 * common.renewal_period)
+        world.mounts[world.primary().name].slowness = 1.0  # R/3 is 1.1
+        world.set_storage("ok")
+        world.run(10.0)
+        if starts(world) != 1:
+            raise Broken("liveness", "the end of an outage is no reason to hand over")
+
+
+def a_renewal_that_landed_and_reads_that_are_given_up(core):
+    world = settled(seed=3, core=core, common=timings(1.0, 5.0, 5, 2.0, freeze=300.0))
+    world.set_storage("error")  # of those that failed, one lands late
+    world.run(20.0)
+    world.mounts[world.primary().name].slowness = 1.17  # R/3 is 1.1
+    world.set_storage("ok")
+    world.run(400.0)
+    if starts(world) != 1:
+        raise Broken("liveness", "it had renewed its lease, and could have known")
+
+
 def forge(world, sender, ahead, counter, holder="f" * 16):
     """Tells all but the sender of a lease that is not, in the sender's name."""
     term = world.store.lease.term + ahead
@@ -1610,6 +1644,11 @@ class TakesThoseItCouldNotAskForLost(cluster.Core):
         self._peer(record.incarnation).heard = heard
 
 
+class HandsOverWithoutOneMoreTry(cluster.Core):
+    def _failed_since(self, offer_at):
+        return True
+
+
 class HandsOverToAnyOffer(cluster.Core):
     def _consider_handover(self):
         for peer in self.peers.values():
@@ -1720,6 +1759,10 @@ BITES = [
      slow_callbacks_of_a_primary_whose_record_was_never_read, "S1"),
     (TakesAnUnknownRosterForAnEmptyOne,
      a_cut_off_claimant_that_cannot_read_the_roster, "liveness"),
+    (HandsOverWithoutOneMoreTry,
+     an_outage_that_leaves_the_storage_of_the_primary_slow, "liveness"),
+    (ForgetsWhatItGaveUp, a_renewal_that_landed_and_reads_that_are_given_up,
+     "liveness"),
     (HandsOverToAnyOffer, the_end_of_an_outage, "liveness"),
     (HandsOverToAnyOffer, a_storage_that_is_back_for_a_moment, "liveness"),
     (ClaimsOnlyOnce, one_claim_that_fails, "liveness"),
