@@ -2144,10 +2144,10 @@ def _lease_version(lease: Lease) -> str:
 class SqlStorageBackend(RowStorageBackend):
     """Keeps clusters in one table of PostgreSQL, MySQL, MariaDB or SQLite.
 
-    Needs SQLAlchemy 2 and a driver: `pip install 'sqlalchemy>=2.0.43' 'psycopg[binary]'`. Each
-    operation is one statement by itself, so it works behind a connection pooler;
-    there are no advisory locks, no session settings, and nobody's clock is asked.
-    A read is one statement, a renewal another.
+    Needs SQLAlchemy 2 and a driver: `pip install 'sqlalchemy>=2.0.43'
+    'psycopg[binary]'`. Each operation is one statement by itself, so it works behind a
+    connection pooler; there are no advisory locks, no session settings, and nobody's
+    clock is asked. A read is one statement, a renewal another.
 
     The table is `<prefix>storage` (cluster, item, version, value), and is created
     if missing, which needs the right to create tables once; after that, SELECT,
