@@ -3014,7 +3014,8 @@ class Core:
             self._store_replaced()
         elif lease is None or lease.term != held.term:
             self._lose_lease("the lease is gone from the storage")
-        elif lease.stamp in self._attempts:  # it did land, whatever followed
+        elif lease.holder == held.holder and lease.stamp in self._attempts:
+            # It did land, whatever followed
             self._adopt(*self._attempts[lease.stamp])
 
     def _storage_failed(self, pending: Pending, error: str) -> None:
