@@ -3276,9 +3276,12 @@ class Core:
                 mine = record
             elif record.name != self.record.name:
                 continue
-            elif record.seniority < self.record.seniority:
+            elif (
+                record.seniority < self.record.seniority
+                or self._peer(record.incarnation).dead_at is not None
+            ):  # the dead may be the more senior: their join has landed late
                 self._removals[record.incarnation] = record.name
-            elif self._peer(record.incarnation).dead_at is None:
+            else:
                 self._exit("its name was taken over by %s:%d" % record.address)
         if mine is not None and mine.join_number > self.record.join_number:
             # A join that was given up has landed late, and cannot be undone by a lower

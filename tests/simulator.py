@@ -1029,7 +1029,8 @@ class TermsRise:
         ours = judge.leases.generation_of(process, term)
         if ours <= judge.leases.generation_of(self._holder, self.last):
             return False
-        error = 2 * DRIFT * self.world.now
+        # seconds that are cut to whole ones at the start, and again at the claim
+        error = 2 * DRIFT * self.world.now + 1
         by_the_clock = EPOCH + int(judge.leases.claimed_at(process) - error)
         return by_the_clock <= term and self.last - term <= error
 
@@ -1630,6 +1631,8 @@ class World:
         """
         plan, healed = self.plan, self.now
         bound = plan.settle_bound + self._barred()
+        if len(self.alive) == 1:  # it keeps the dead in its roster for as long again
+            bound += max(t.lease_duration + t.freeze_limit for t in plan.all_timings())
         quiet = max(t.detection_time + t.lease_duration for t in plan.all_timings()) + 5
         settled_at: Optional[float] = None
         while settled_at is None or self.now < settled_at + quiet:

@@ -897,6 +897,12 @@ def test_random_schedules_keep_every_promise():
     print("%d schedules, seeds %d to %d" % (seed - FIRST, FIRST, seed - 1))
 
 
+@pytest.mark.parametrize("seed", [1075008, 1083977, 1084437])
+def test_seeds_that_once_failed(seed):
+    """A lone survivor, a second roll-back, a join of the dead that landed late."""
+    assert run_seed(seed).broken is None
+
+
 def test_a_seed_is_one_history():
     def history(seed):
         lines = []
