@@ -271,6 +271,11 @@ class Plan:
                 self.priorities[name] = dice.pick((0, 0, 1, 5, -1, None, None))
 
     @property
+    def longest_wait(self) -> float:
+        """For a lease that nobody can prove to be over."""
+        return max(t.lease_duration + t.freeze_limit for t in self.all_timings())
+
+    @property
     def settle_bound(self) -> float:
         """So long after healing there is one primary and nothing moves any more.
 
@@ -280,12 +285,11 @@ class Plan:
         no news for 2 (D + C); a namesake is asked (T); callbacks take their time.
         """
         every = self.all_timings()
-        longest = max(t.lease_duration + t.freeze_limit for t in every)
         detection = max(t.detection_time for t in every)
         check = max(t.check_interval for t in every)
         interval = max(t.hb_interval for t in every)
         slow = max(t.stop_timeout for t in every) if self.long_callbacks else 1.0
-        bound = longest * 1.05 + 4 * detection + 4 * interval + 2 * slow + 10.0
+        bound = self.longest_wait * 1.05 + 4 * detection + 4 * interval + 2 * slow + 10.0
         return bound + check * (4 + len(self.names) / 2)
 
 
@@ -1632,7 +1636,7 @@ class World:
         plan, healed = self.plan, self.now
         bound = plan.settle_bound + self._barred()
         if len(self.alive) == 1:  # it keeps the dead in its roster for as long again
-            bound += max(t.lease_duration + t.freeze_limit for t in plan.all_timings())
+            bound += plan.longest_wait
         quiet = max(t.detection_time + t.lease_duration for t in plan.all_timings()) + 5
         settled_at: Optional[float] = None
         while settled_at is None or self.now < settled_at + quiet:

@@ -39,6 +39,12 @@ def starts(world):
     return world.judge.starts
 
 
+def kept(world, why):
+    """The first primary is the only one that there was."""
+    if starts(world) != 1:
+        raise Broken("liveness", why)
+
+
 def wait_for_start(world, seconds):
     """Runs until the next start callback begins; returns how long that took."""
     before = starts(world)
@@ -1223,8 +1229,7 @@ def a_storage_that_is_back_for_a_moment(core):
             world.run(10.0)
             world.set_storage("ok")
             world.run(5.0)
-    if starts(world) != 1:
-        raise Broken("liveness", "the end of an outage is no reason to hand over")
+    kept(world, "the end of an outage is no reason to hand over")
 
 
 def the_end_of_an_outage(core):
@@ -1236,8 +1241,7 @@ def the_end_of_an_outage(core):
         world.run(C)
         world.set_storage("ok")
         world.run(20.0)
-    if starts(world) != 1:
-        raise Broken("liveness", "the end of an outage is no reason to hand over")
+    kept(world, "the end of an outage is no reason to hand over")
 
 
 def an_outage_that_leaves_the_storage_of_the_primary_slow(core):
@@ -1250,8 +1254,7 @@ def an_outage_that_leaves_the_storage_of_the_primary_slow(core):
         world.mounts[world.primary().name].slowness = 1.0  # R/3 is 1.1
         world.set_storage("ok")
         world.run(10.0)
-        if starts(world) != 1:
-            raise Broken("liveness", "the end of an outage is no reason to hand over")
+        kept(world, "the end of an outage is no reason to hand over")
 
 
 def a_renewal_that_landed_and_reads_that_are_given_up(core):
@@ -1261,8 +1264,7 @@ def a_renewal_that_landed_and_reads_that_are_given_up(core):
     world.mounts[world.primary().name].slowness = 1.17  # R/3 is 1.1
     world.set_storage("ok")
     world.run(400.0)
-    if starts(world) != 1:
-        raise Broken("liveness", "it had renewed its lease, and could have known")
+    kept(world, "it had renewed its lease, and could have known")
 
 
 def forge(world, sender, ahead, counter, holder="f" * 16):
@@ -1391,8 +1393,7 @@ def a_network_that_heals(core):
         world.run(3 * D)
         world.heal_network()
         world.run(3 * D)
-        if starts(world) != 1:
-            raise Broken("liveness", "a primary that was well was deposed")
+        kept(world, "a primary that was well was deposed")
 
 
 def one_claim_that_fails(core):
