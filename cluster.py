@@ -5229,6 +5229,7 @@ def _can_bind(record: NodeRecord) -> bool:
 # Goes on in suspend, as CLOCK_MONOTONIC does on macOS, where time.monotonic does not
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
+_MADV_WIPEONFORK = 18  # Linux: a forked copy finds zeros. No system call to look
 _BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
 _PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
 _BUFFER = 4 << 20  # bytes of packets that may wait for the heartbeat thread
@@ -5243,6 +5244,35 @@ if _BOOTTIME is not None:
 
 else:  # pragma: no cover
     _clock = time.monotonic
+
+
+class _ByProcessId:
+    """The mark of `_mark_of_own_process` where the system has no better one."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid() == self._pid
+
+
+def _mark_of_own_process() -> Any:
+    """Its item 0 is true in this process, and false in every copy of it.
+
+    However that was forked: not every fork runs Python's hooks, uWSGI's does not.
+    """
+    mark: Any = _ByProcessId()
+    if sys.platform == "linux":
+        try:
+            import mmap
+
+            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            page = mmap.mmap(-1, mmap.PAGESIZE, private)
+            getattr(page, "madvise")(_MADV_WIPEONFORK)
+            page[0], mark = 1, page
+        except (ImportError, AttributeError, OSError):  # Python 3.7; an old kernel
+            pass
+    return mark
 
 
 class _Limit:
@@ -5648,7 +5678,7 @@ class _Runtime:
         self.changed = threading.Condition()
         self.primacy: Tuple[int, float] = (0, -FOREVER)
         self.fallen = 0  # a term whose end some reader has been told of
-        self.pid = os.getpid()
+        self._mark = _mark_of_own_process()
         self.watchers: Set[Callable[[], object]] = set()  # as `changed`, for coroutines
         self.join_error: Optional[str] = None
         self.joined = False
@@ -5761,8 +5791,7 @@ class _Runtime:
         term, deadline = self.primacy
         if term and term != self.fallen:
             if _clock() < deadline:
-                # Not every fork runs the hook that ends the copy: uWSGI's does not
-                return term if os.getpid() == self.pid else 0
+                return term if self._mark[0] else 0
             # Once told, it stays so: a later vouch must not bring the term back
             self.fallen = term
         return 0

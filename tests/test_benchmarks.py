@@ -9,7 +9,9 @@ import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RUN = os.path.join(HERE, "benchmarks", "run.py")
-MEASURES = ["import", "is_primary", "storage", "propagation", "failover", "simulated"]
+MEASURES = [
+    "import", "is_primary", "storage", "propagation", "failover", "bare", "simulated",
+]  # fmt: skip
 
 
 @pytest.mark.processes

@@ -466,11 +466,16 @@ def test_of_forked_children_with_one_port_the_second_is_refused(lab):
 
 @forks
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # 3.12: fork with threads
-@pytest.mark.parametrize("hook", [True, False], ids=["with the hook", "without it"])
-def test_what_was_started_before_a_fork_is_the_parents(lab, hook, monkeypatch):
-    """Without the hook as in a worker of uWSGI, whose fork Python hears nothing of."""
+@pytest.mark.parametrize("without", ["nothing", "the hook", "the hook and the wipe"])
+def test_what_was_started_before_a_fork_is_the_parents(lab, without, monkeypatch):
+    """Without the hook as in a worker of uWSGI, whose fork Python hears nothing of.
+
+    Without the wipe as on a system that does not clear a page for a copy.
+    """
+    if "the wipe" in without:
+        monkeypatch.setattr(cluster, "_MADV_WIPEONFORK", -1)
     (control,) = lab.started("a")
-    if not hook:
+    if "the hook" in without:
         monkeypatch.setattr(ClusterControl, "_after_fork_in_child", lambda self: None)
     read, write = os.pipe()
     pid = os.fork()

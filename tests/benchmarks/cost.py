@@ -208,6 +208,58 @@ def idle_at(number, timings, seconds, folder):
         yield title + "system calls per node", None, "no strace, or it may not attach"
 
 
+def exchange(ports, seconds):
+    """A process that sends and receives a node's packets, and thinks nothing.
+
+    Prints the CPU seconds that it took, and how often it woke.
+    """
+    import selectors
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.bind(("127.0.0.1", ports[0]))
+        own.setblocking(False)
+        selector = selectors.DefaultSelector()
+        selector.register(own, selectors.EVENT_READ)
+        wakes, data, due = 0, bytes(150), time.monotonic()
+        end, spent = due + seconds, time.process_time()
+        while time.monotonic() < end:
+            if time.monotonic() >= due:
+                due += QUICKLY["hb_interval"]
+                for port in ports[1:]:
+                    own.sendto(data, ("127.0.0.1", port))
+            if selector.select(due - time.monotonic()):
+                own.recv(len(data))
+            wakes += 1
+    print(json.dumps([time.process_time() - spent, wakes]))
+
+
+def bare(quick, count, folder):
+    """What Python and the system take for the packets of three idle nodes."""
+    import socket
+    import subprocess
+
+    seconds = 3 if quick else 60
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    program = "import cost; cost.exchange(%r, %r)"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program % (ports[i:] + ports[:i], seconds)],
+            stdout=subprocess.PIPE, cwd=HERE,
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    found = [json.loads(each.communicate()[0]) for each in running]
+    title = "packets of N = 3 at 1/3/2/1, by a loop that does nothing else: "
+    yield title + "CPU", "CPU s/h", [3600 * cpu / seconds for cpu, _ in found]
+    yield title + "each wake", "s", [cpu / wakes for cpu, wakes in found]
+
+
 def idle(quick, count, folder):
     """Three nodes, a process each."""
     for timings in (QUICKLY,) if quick else (QUICKLY, CALMLY):

@@ -29,6 +29,7 @@ MEASURES = {
     "failover": faults.failover,
     "others": faults.others,
     "thaw": faults.thaw,
+    "bare": cost.bare,
     "idle": cost.idle,
     "large": cost.large,
     "simulated": cost.simulated,
