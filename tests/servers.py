@@ -47,6 +47,15 @@ def program(name):
     return shutil.which(name, path=path)
 
 
+def runs(pid):
+    """True for a process that has not ended, whether or not its end was asked for."""
+    try:
+        text = pathlib.Path("/proc/%d/stat" % pid).read_text(errors="replace")
+    except OSError:
+        return False
+    return text[text.rindex(")") + 2] not in "ZX"
+
+
 def descendants(pid):
     """A process and all that came of it: PostgreSQL's are in no common group."""
     children = {}
@@ -133,16 +142,24 @@ class Server:
             time.sleep(0.02)
 
     def signal(self, number):
-        for pid in descendants(self.process.pid):
+        """To the server and all that it started; returns their process ids."""
+        pids = descendants(self.process.pid)
+        for pid in pids:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
+        return pids
 
     def kill(self):
         """As a power cut: nothing is written any more, every connection breaks."""
-        self.signal(signal.SIGKILL)
+        self.process.send_signal(signal.SIGSTOP)  # it starts nobody else meanwhile
+        pids = self.signal(signal.SIGKILL)
         self.process.wait()
+        deadline = time.monotonic() + PATIENCE  # they hold memory that it shares
+        while any(map(runs, pids)):
+            assert time.monotonic() < deadline, "killed processes do not end"
+            time.sleep(0.01)
 
     def pause(self):
         """Connections stay, and new ones are taken, but nothing is ever answered."""
