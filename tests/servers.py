@@ -47,13 +47,16 @@ def program(name):
     return shutil.which(name, path=path)
 
 
-def runs(pid):
-    """True for a process that has not ended, whether or not its end was asked for."""
-    try:
-        text = pathlib.Path("/proc/%d/stat" % pid).read_text(errors="replace")
-    except OSError:
-        return False
-    return text[text.rindex(")") + 2] not in "ZX"
+def states(pid):
+    """Of a process's threads, in the kernel's letters; none once it is gone."""
+    found = set()
+    for path in glob.glob("/proc/%d/task/*/stat" % pid):
+        try:
+            text = pathlib.Path(path).read_text(errors="replace")
+        except OSError:
+            continue
+        found.add(text[text.rindex(")") + 2])
+    return found
 
 
 def descendants(pid):
@@ -141,29 +144,28 @@ class Server:
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
 
-    def signal(self, number):
-        """To the server and all that it started; returns their process ids."""
+    def signal(self, number, until=None):
+        """To the server and all that it started; waits until they are in that state."""
         pids = descendants(self.process.pid)
         for pid in pids:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
-        return pids
+        deadline = time.monotonic() + PATIENCE
+        while until and not all(states(pid) <= set(until) for pid in pids):
+            assert time.monotonic() < deadline, "signal %d is not obeyed" % number
+            time.sleep(0.005)
 
     def kill(self):
         """As a power cut: nothing is written any more, every connection breaks."""
         self.process.send_signal(signal.SIGSTOP)  # it starts nobody else meanwhile
-        pids = self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL, until="ZX")
         self.process.wait()
-        deadline = time.monotonic() + PATIENCE  # they hold memory that it shares
-        while any(map(runs, pids)):
-            assert time.monotonic() < deadline, "killed processes do not end"
-            time.sleep(0.01)
 
     def pause(self):
         """Connections stay, and new ones are taken, but nothing is ever answered."""
-        self.signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP, until="TZX")
 
     def resume(self):
         self.signal(signal.SIGCONT)
