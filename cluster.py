@@ -5261,7 +5261,6 @@ def _mark_of_own_process() -> Any:
 
     However that was forked: not every fork runs Python's hooks, uWSGI's does not.
     """
-    mark: Any = _ByProcessId()
     if sys.platform == "linux":
         try:
             import mmap
@@ -5269,10 +5268,11 @@ def _mark_of_own_process() -> Any:
             private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             page = mmap.mmap(-1, mmap.PAGESIZE, private)
             getattr(page, "madvise")(_MADV_WIPEONFORK)
-            page[0], mark = 1, page
+            page[0] = 1
+            return page
         except (ImportError, AttributeError, OSError):  # Python 3.7; an old kernel
             pass
-    return mark
+    return _ByProcessId()
 
 
 class _Limit:

@@ -176,6 +176,18 @@ def until(condition, seconds=15.0):
         time.sleep(0.002)
 
 
+def process_stat(name):
+    """What Linux tells of a process, from its state on; of one that is gone, `Z`.
+
+    Of a thread, if the name is `PID/task/TID`.
+    """
+    try:
+        with open("/proc/%s/stat" % name, errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return ["Z"]
+
+
 def primaries(nodes):
     return [node for node in nodes if node.is_primary()]
 

@@ -23,6 +23,8 @@ import tempfile
 import threading
 import time
 
+from node_program import process_stat, until
+
 PASSWORD = "pass%20word-1"  # quoted in a URL; must show in no error and no log
 PLAIN_PASSWORD = "pass word-1"
 PATIENCE = 120  # seconds for a server to come up, on a machine that is very busy
@@ -47,32 +49,24 @@ def program(name):
     return shutil.which(name, path=path)
 
 
-def states(pid):
-    """Of a process's threads, in the kernel's letters; none once it is gone."""
-    found = set()
-    for path in glob.glob("/proc/%d/task/*/stat" % pid):
-        try:
-            text = pathlib.Path(path).read_text(errors="replace")
-        except OSError:
-            continue
-        found.add(text[text.rindex(")") + 2])
-    return found
-
-
 def descendants(pid):
     """A process and all that came of it: PostgreSQL's are in no common group."""
     children = {}
-    for path in glob.glob("/proc/[0-9]*/stat"):
-        try:
-            text = pathlib.Path(path).read_text(errors="replace")
-        except OSError:
-            continue
-        parent = int(text[text.rindex(")") + 2 :].split()[1])
-        children.setdefault(parent, []).append(int(path.split("/")[2]))
+    for path in glob.glob("/proc/[0-9]*"):
+        name = os.path.basename(path)
+        parent = process_stat(name)[1:2]
+        if parent:
+            children.setdefault(int(parent[0]), []).append(int(name))
     found = [pid]
     for one in found:
         found.extend(children.get(one, []))
     return found
+
+
+def states(pids):
+    """Of all threads of these processes, in the kernel's letters."""
+    paths = [path for pid in pids for path in glob.glob("/proc/%d/task/*" % pid)]
+    return {process_stat(path[len("/proc/") :])[0] for path in paths}
 
 
 class Server:
@@ -144,7 +138,7 @@ class Server:
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
 
-    def signal(self, number, until=None):
+    def signal(self, number, into=None):
         """To the server and all that it started; waits until they are in that state."""
         pids = descendants(self.process.pid)
         for pid in pids:
@@ -152,20 +146,18 @@ class Server:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
-        deadline = time.monotonic() + PATIENCE
-        while until and not all(states(pid) <= set(until) for pid in pids):
-            assert time.monotonic() < deadline, "signal %d is not obeyed" % number
-            time.sleep(0.005)
+        if into:
+            until(lambda: states(pids) <= set(into), PATIENCE)
 
     def kill(self):
         """As a power cut: nothing is written any more, every connection breaks."""
         self.process.send_signal(signal.SIGSTOP)  # it starts nobody else meanwhile
-        self.signal(signal.SIGKILL, until="ZX")
+        self.signal(signal.SIGKILL, into="ZX")
         self.process.wait()
 
     def pause(self):
         """Connections stay, and new ones are taken, but nothing is ever answered."""
-        self.signal(signal.SIGSTOP, until="TZX")
+        self.signal(signal.SIGSTOP, into="TZX")
 
     def resume(self):
         self.signal(signal.SIGCONT)

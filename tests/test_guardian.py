@@ -15,6 +15,7 @@ import time
 import pytest
 
 import cluster
+from node_program import process_stat
 
 pytestmark = [
     pytest.mark.processes,
@@ -165,15 +166,7 @@ def until(condition, seconds=30):
 
 def alive(pids):
     """Those that have not ended; a zombie has."""
-    found = set()
-    for pid in pids:
-        try:
-            with open("/proc/%d/stat" % pid) as file:
-                if file.read().rpartition(")")[2].split()[0] not in "ZX":
-                    found.add(pid)
-        except OSError:
-            pass
-    return found
+    return {pid for pid in pids if process_stat(pid)[0] not in "ZX"}
 
 
 ALL = ("first", "child", "stray")

@@ -18,6 +18,7 @@ lab = pytest.importorskip("lab", reason="the laboratory needs Linux")
 import lab_checker  # noqa: E402
 import lab_nfs  # noqa: E402
 import lab_scenarios  # noqa: E402
+from node_program import process_stat  # noqa: E402
 
 WHY_NOT = lab.missing()
 needs_lab = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -137,14 +138,6 @@ with lab.Lab() as laboratory:
 """ % os.path.dirname(os.path.abspath(__file__))
 
 
-def is_gone(pid):
-    try:
-        with open("/proc/%d/stat" % pid) as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 @needs_lab
 @pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -160,7 +153,7 @@ def test_an_interrupted_laboratory_leaves_nothing_behind(how):
     if how == signal.SIGKILL:
         lab.sweep()  # the next laboratory does
     deadline = time.monotonic() + 20
-    while not all(is_gone(int(pid)) for pid in pids):
+    while not all(process_stat(pid)[0] == "Z" for pid in pids):
         assert time.monotonic() < deadline, "a node lives on"
         time.sleep(0.05)
     left = [n for n in os.listdir("/run/netns") if "-%d-" % process.pid in "-" + n]

@@ -208,7 +208,7 @@ def idle_at(number, timings, seconds, folder):
         yield title + "system calls per node", None, "no strace, or it may not attach"
 
 
-def exchange(ports, seconds):
+def exchange(descriptor, others, seconds):
     """A process that sends and receives a node's packets, and thinks nothing.
 
     Prints the CPU seconds that it took, and how often it woke.
@@ -216,8 +216,7 @@ def exchange(ports, seconds):
     import selectors
     import socket
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-        own.bind(("127.0.0.1", ports[0]))
+    with socket.socket(fileno=descriptor) as own:
         own.setblocking(False)
         selector = selectors.DefaultSelector()
         selector.register(own, selectors.EVENT_READ)
@@ -226,8 +225,8 @@ def exchange(ports, seconds):
         while time.monotonic() < end:
             if time.monotonic() >= due:
                 due += QUICKLY["hb_interval"]
-                for port in ports[1:]:
-                    own.sendto(data, ("127.0.0.1", port))
+                for address in others:
+                    own.sendto(data, address)
             if selector.select(due - time.monotonic()):
                 own.recv(len(data))
             wakes += 1
@@ -243,17 +242,19 @@ def bare(quick, count, folder):
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
+    program = "import cost; cost.exchange(%r, %r, %r)"
+    running = []
+    for each in sockets:
+        others = [other.getsockname() for other in sockets if other is not each]
+        code = program % (each.fileno(), others, seconds)
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdout=subprocess.PIPE, cwd=HERE, pass_fds=[each.fileno()],
+            )
+        )  # fmt: skip
     for each in sockets:
         each.close()
-    program = "import cost; cost.exchange(%r, %r)"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", program % (ports[i:] + ports[:i], seconds)],
-            stdout=subprocess.PIPE, cwd=HERE,
-        )
-        for i in range(3)
-    ]  # fmt: skip
     found = [json.loads(each.communicate()[0]) for each in running]
     title = "packets of N = 3 at 1/3/2/1, by a loop that does nothing else: "
     yield title + "CPU", "CPU s/h", [3600 * cpu / seconds for cpu, _ in found]

@@ -104,8 +104,8 @@ def failover(quick, count, folder):
                     "n%d" % number, path, stamp=stamp, same_host_proof=proof, **TIMINGS
                 )
 
-            number = 1 if quick else times * count
-            yield measured("cluster.py: " + text, make, settled, fault, number)
+            runs = 1 if quick else times * count
+            yield measured("cluster.py: " + text, make, settled, fault, runs)
         if quick:
             return
 
