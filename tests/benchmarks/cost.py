@@ -443,17 +443,21 @@ def operations(label, backend, number, quick):
         backend.write_node(record)
     lease = crowd.snapshot().lease
     assert backend.swap_lease(backend.read().lease, lease)
-    took = {"swap_lease": [], "read": [], "read, nothing changed": []}
-    for _ in range(10 if quick else 200):
-        new = lease._replace(counter=lease.counter + 1)
+    took = {}
+
+    def timed(what, call, *arguments):
         began = time.perf_counter()
-        assert backend.swap_lease(lease, new)
-        took["swap_lease"].append(time.perf_counter() - began)
-        for what in ("read", "read, nothing changed"):
-            began = time.perf_counter()
-            backend.read()
-            took[what].append(time.perf_counter() - began)
-        lease = new
+        result = call(*arguments)
+        took.setdefault(what, []).append(time.perf_counter() - began)
+        return result
+
+    for _ in range(10 if quick else 200):
+        renewed = lease._replace(counter=lease.counter + 1)
+        assert timed("swap_lease", backend.swap_lease, lease, renewed)
+        timed("read", backend.read)
+        timed("read, nothing changed", backend.read)
+        lease = renewed._replace(term=lease.term + 1)
+        assert timed("swap_lease, a new term", backend.swap_lease, renewed, lease)
     backend.close()
     for what, values in took.items():
         yield "%s, %d records: %s" % (label, number, what), "s", values

@@ -17,8 +17,18 @@ import cluster
 from node_program import Node, primaries, settled, until
 
 TIMINGS = dict(hb_interval=0.5, hb_timeout=2.0, hb_missed_count=2, check_interval=1.0)
-assert TIMINGS["hb_timeout"] + TIMINGS["check_interval"] == peers.DETECTION
-PATIENCE = 5 * peers.DETECTION
+
+
+def detection_time():
+    misses = TIMINGS["hb_missed_count"] - 1
+    return TIMINGS["hb_timeout"] + misses * TIMINGS["check_interval"]
+
+
+def patience():
+    return 5 * detection_time()
+
+
+assert detection_time() == peers.DETECTION
 
 
 # ---- faults: each gives the instant from which to count
@@ -61,11 +71,11 @@ def gaps(make, settle, fault, count):
         for number in range(3, 3 + count):
             first = settle(nodes)
             if fault is step_down:  # those that did so before are candidates again
-                time.sleep(peers.DETECTION)
-            time.sleep(chance.uniform(0, peers.DETECTION / 3))
+                time.sleep(detection_time())
+            time.sleep(chance.uniform(0, detection_time() / 3))
             began = fault(first)
             others = [node for node in nodes if node is not first]
-            until(lambda: primaries(others), PATIENCE)
+            until(lambda: primaries(others), patience())
             yield primaries(others)[0].all("start")[-1]["at"] - began
             if fault is not step_down:
                 first.close()
@@ -80,7 +90,7 @@ def gaps(make, settle, fault, count):
 def measured(what, make, settle, fault, count):
     values = list(gaps(make, settle, fault, count))
     if len(values) < count:
-        return what, None, "no successor within %d s" % PATIENCE
+        return what, None, "no successor within %d s" % patience()
     return what, "s", values
 
 
@@ -148,7 +158,7 @@ def control(name, folder, **settings):
 
 def seconds_until(condition, began=None):
     began = time.perf_counter() if began is None else began
-    deadline = began + PATIENCE
+    deadline = began + patience()
     while not condition():
         assert time.perf_counter() < deadline, "waited in vain"
         time.sleep(0.0002)
@@ -163,7 +173,7 @@ def propagation(quick, count, folder):
             one, two = control("a", path), control("b", path)
             began = time.perf_counter()
             one.start()
-            assert one.wait_for_primary(PATIENCE)
+            assert one.wait_for_primary(patience())
             cold.append(time.perf_counter() - began)
             cluster.join_cluster(two)
             joined.append(seconds_until(lambda: len(one.cluster.nodes) == 2))
@@ -201,7 +211,7 @@ def thaw(quick, count, folder):
         for _ in range(count):
             term = first.term
             os.rename(shared, shared + ".away")
-            time.sleep(2 * peers.DETECTION)
+            time.sleep(2 * detection_time())
             frozen = first.term == term and not well()
             os.rename(shared + ".away", shared)
             values.append(seconds_until(well))

@@ -1,6 +1,7 @@
 """Measures speed and cost, beside what people use instead.
 
 python tests/benchmarks/run.py [--quick] [--only NAME] [--json FILE] [--plots FOLDER]
+python tests/benchmarks/run.py --only failover --timings 1/3/2/1
 
 Prints a table: medians, the spread, how often. What a machine lacks (a server, a
 driver) is left out with the reason.
@@ -94,6 +95,15 @@ def plot(measure, rows, folder):
         pyplot.close(figure)
 
 
+def timings(text):
+    """Heartbeat interval, time-out, missed count and check interval, as `1/3/2/1`."""
+    interval, timeout, missed, check = text.split("/")
+    return dict(
+        hb_interval=float(interval), hb_timeout=float(timeout),
+        hb_missed_count=int(missed), check_interval=float(check),
+    )  # fmt: skip
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a taste, in seconds")
@@ -101,8 +111,14 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, default=10, help="how often each fault")
     parser.add_argument("--json", help="a file for all values")
     parser.add_argument("--plots", help="a folder for pictures; needs matplotlib")
+    parser.add_argument(
+        "--timings", type=timings, default={},
+        help="hb_interval/hb_timeout/hb_missed_count/check_interval of our own nodes "
+        "in propagation, failover and thaw; with others', leave it out",
+    )  # fmt: skip
     parser.add_argument("--dir", help="where to make the shared folders")
     options = parser.parse_args(arguments)
+    faults.TIMINGS.update(options.timings)
     count = 1 if options.quick else options.count
     py_compile.compile(cost.cluster.__file__)  # else each process would do it anew
     machine, found = about(), {}
