@@ -1,7 +1,7 @@
 """Makes the running instances of an application aware of each other.
 
 One file, nothing but the standard library. N instances of a program that share a
-folder or a database know who is a member and who is alive, and exactly one of them is
+folder or a database know who is a member and who is alive, and at most one of them is
 the *primary*: it runs the scheduler, polls the mailbox, owns the address. When that
 one dies, is upgraded or is cut off, another takes over by itself.
 
@@ -18,24 +18,27 @@ one dies, is upgraded or is cut off, another takes over by itself.
 
 Guaranteed:
     G1. From the beginning of one node's start callback until its stop callback has
-    returned, or its process is dead, no other node's start callback begins. Under
-    lost, late and repeated packets, partitions of any shape, storage that errors,
-    hangs or answers late, crashes, restarts and wall-clock jumps.
+    returned, or its process is dead, no other node's start callback begins. This
+    holds under lost, late, repeated and reordered packets, one-way links, partitions
+    of any shape, storage that errors, hangs or answers late, crashes, restarts and
+    wall-clock jumps.
 
     G2. Each primary's `term` is higher than that of any before.
 
     G3. `is_primary` is False from the instant at which the lease has run out on the
     caller's own clock, whether or not a thread has noticed.
 
-    G4. Every start callback that began is followed by one stop callback. Nothing
-    that a callback, a packet, a record or the storage does ends a thread silently.
+    G4. Every start callback that began is followed by exactly one stop callback,
+    unless its process dies. Nothing that a callback, a packet, a record or the
+    storage does ends a thread silently.
 
 Not guaranteed:
-    N1. G1 asks that the storage's compare-and-swap is atomic, that monotonic clocks
-    differ in rate by less than 2 %, that callbacks end within the stop budget (or
-    their node can still say that they run), and that the process was not kept from
-    running past its lease. Where the last two fail, G2 and G3 remain: give `term`
-    to what must refuse a former primary.
+    N1. G1 requires that the storage's compare-and-swap is atomic, that monotonic
+    clocks differ in rate by less than 2 %, that callbacks end within the stop budget
+    (a slower one delays the successor as long as its node can say that it runs; once
+    the primary was deposed or lost, for `stop_timeout` at most), and that the process
+    was not kept from running past its lease. Where the last two fail, G2 and G3
+    remain: give `term` to what must refuse a former primary.
 
     N2. There may be no primary for a while; how long is in the README.
 
@@ -46,9 +49,10 @@ Not guaranteed:
     could not hear from it, may start before the former primary's next look at the
     storage; its term is higher as long as the wall clocks are right.
 
-    N5. A storage whose calls regularly take longer than a third of the renewal
-    deadline keeps a primary that there is while they take less than half of it, and
-    may elect none.
+    N5. Where storage calls regularly take longer than a third of the renewal
+    deadline, a cluster may never elect a primary; one that it has is kept while they
+    take less than half of it. A node bound to one address does not follow when its
+    host gets another.
 
 Thread:
     Three daemon threads for each control: *heartbeat* owns all decisions, timers and
@@ -160,7 +164,8 @@ class StorageError(ClusterError):
 class DuplicateNodeError(ClusterError):
     """A living process already uses this node name in this cluster.
 
-    State: nothing was changed. Give this node another name, or stop the other.
+    State: nothing was changed. Give this node another name, or stop the other; a
+    retry is safe, and succeeds once that one is gone.
     """
 
 
@@ -1442,12 +1447,13 @@ def _identity(name: str) -> str:
 class SharedFsStorageBackend(StorageBackend):
     """Keeps a cluster in a folder that every node can reach.
 
-    Works on local disks, NFSv3 and NFSv4, SMB and sshfs: needs nothing but an
+    Made for local disks, NFSv3 and NFSv4, SMB and sshfs: needs nothing but an
     atomic `rename` on the server. Not for object stores mounted as folders (s3fs,
     gcsfuse, rclone): they rename by copying.
 
-    Nothing is ever locked, so nothing is ever left locked. What is in the folder
-    and does not belong there is left alone.
+    Nothing is ever locked, so nothing is ever left locked. Foreign files are left
+    alone; one that stands where a file of the cluster belongs is moved aside, never
+    followed or deleted.
 
     Args:
         path: the shared folder. Several clusters may use the same one.
@@ -1873,7 +1879,7 @@ def _file_system(path: str) -> str:
             for line in file:
                 fields = os.fsdecode(line).split(" ")
                 mount = re.sub(
-                    r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4]
+                    r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4]
                 )
                 inside = (path + "/").startswith(mount.rstrip("/") + "/")
                 if inside and len(mount) >= len(best):
@@ -1893,8 +1899,10 @@ _NETWORK_FILE_SYSTEMS = (
     "nfs", "nfs4", "cifs", "smbfs", "smb2", "smb3", "9p", "virtiofs", "vboxsf", "afs",
     "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "ncpfs", "davfs",
 )  # fmt: skip
-_SQL_DRIVERS = {  # in the order in which they are looked for: (import name, SQLAlchemy's)
-    "postgresql": (("psycopg", "psycopg"), ("psycopg2", "psycopg2"), ("pg8000", "pg8000")),
+_SQL_DRIVERS = {  # (import name, SQLAlchemy's), in the order in which they are sought
+    "postgresql": (
+        ("psycopg", "psycopg"), ("psycopg2", "psycopg2"), ("pg8000", "pg8000"),
+    ),
     "mysql": (("pymysql", "pymysql"), ("MySQLdb", "mysqldb")),
 }  # fmt: skip
 _SQL_DRIVERS["mariadb"] = _SQL_DRIVERS["mysql"]
@@ -1927,7 +1935,9 @@ class RowStorageBackend(StorageBackend):
     place of the right one: a restored database, a replica, a restart without data.
     """
 
-    def __init__(self, place: str, secrets: Iterable[Any], create: bool, timeout: float):
+    def __init__(
+        self, place: str, secrets: Iterable[Any], create: bool, timeout: float
+    ) -> None:
         self.create = create
         """Whether `open` makes what is missing, instead of refusing."""
         self.timeout = _seconds("timeout", timeout)
@@ -1953,7 +1963,9 @@ class RowStorageBackend(StorageBackend):
         """All the rows of a cluster, as they were at one instant."""
         raise NotImplementedError
 
-    def _swap(self, item: str, expected: Optional[str], version: str, value: str) -> int:
+    def _swap(
+        self, item: str, expected: Optional[str], version: str, value: str
+    ) -> int:
         """Changes a row whose version is `expected` (None: if there is no such row).
 
         Returns 1 if it did, 0 if the version was another, -1 if the row is missing
@@ -2092,7 +2104,7 @@ class RowStorageBackend(StorageBackend):
         try:
             _check(len(value) <= MAX_RECORD, "too long for a record", len(value))
             record = NodeRecord.from_dict(json.loads(value))
-            _check(_node_item(*record[:2]) == item, "record of another node", record[:2])
+            _check(_node_item(*record[:2]) == item, "record of another node", item)
         except (ValueError, RecursionError) as error:
             text = "%s: %s is no node record, and skipped: %.200s"
             log.warning(text, self._place, item, error)
@@ -2211,7 +2223,7 @@ class SqlStorageBackend(RowStorageBackend):
         try:
             url = self._sql.engine.make_url(url)
             kind = url.get_backend_name()
-        except (self._sql.exc.ArgumentError, ValueError):  # the text may show a password
+        except (self._sql.exc.ArgumentError, ValueError):  # its text may have a secret
             raise ValueError("this is no database URL that SQLAlchemy takes") from None
         if kind == "postgres":
             kind, url = "postgresql", url.set(drivername="postgresql")
@@ -2308,7 +2320,7 @@ class SqlStorageBackend(RowStorageBackend):
             folder = os.path.dirname(self._file)
             kind = _file_system(folder)
             if kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."):
-                text = "%s is on %s: SQLite's locks need a local disk; give a server's URL"
+                text = "%s is on %s: SQLite needs a local disk; give a server's URL"
                 raise StorageError(text % (self._file, kind))
             self.one_kernel = kind in _ONE_KERNEL_FILE_SYSTEMS
         if not self._has_table():
@@ -2367,11 +2379,14 @@ class SqlStorageBackend(RowStorageBackend):
         found = self._run(lambda db: db.execute(query).all())
         return {item: (version, value) for item, version, value in found}
 
-    def _swap(self, item: str, expected: Optional[str], version: str, value: str) -> int:
+    def _swap(
+        self, item: str, expected: Optional[str], version: str, value: str
+    ) -> int:
         if expected is None:
             return self._insert(item, version, value)
         row = self._table.c
-        update = self._table.update().where(row.cluster == self._space, row.item == item)
+        update = self._table.update()
+        update = update.where(row.cluster == self._space, row.item == item)
         if expected != _ANY:
             update = update.where(row.version == expected)
         update = update.values(version=version, value=value)
@@ -2516,7 +2531,9 @@ class RedisStorageBackend(RowStorageBackend):
         self._prefix = prefix
         self._owned = isinstance(url_or_client, str)
         seconds = _seconds("timeout", timeout)
-        client = self._client_of(url_or_client, seconds) if self._owned else url_or_client
+        client = url_or_client
+        if self._owned:
+            client = self._client_of(url_or_client, seconds)
         pool = getattr(client, "connection_pool", None)
         settings = getattr(pool, "connection_kwargs", {})
         super().__init__(
@@ -2551,7 +2568,9 @@ class RedisStorageBackend(RowStorageBackend):
             rows[_as_text(item)] = version, value
         return rows
 
-    def _swap(self, item: str, expected: Optional[str], version: str, value: str) -> int:
+    def _swap(
+        self, item: str, expected: Optional[str], version: str, value: str
+    ) -> int:
         text = "%s %s" % (version, value) if value else version
         arguments = [self._cluster_id, item, expected or "", text]
         keys = [self._key(self._space)]
@@ -2617,7 +2636,8 @@ def storage_from_url(url: str, **options: Any) -> StorageBackend:
         "a storage URL begins with file://, sqlite://, postgresql://, mysql://, "
         "mariadb://, redis://, rediss://, valkey:// or unix://, not with"
     )
-    shown = kind + "://" if re.match("[a-z0-9]{1,20}$", kind) else "(none of a known form)"
+    known = re.match("[a-z0-9]{1,20}$", kind)
+    shown = kind + "://" if known else "(none of a known form)"
     raise ValueError("%s %s" % (text, shown))
 
 
@@ -5819,7 +5839,8 @@ class _Runtime:
             while not self.ended and not self._abandoned:
                 self._turn()
         except BaseException:
-            log.critical("the decision loop died; this node falls silent", exc_info=True)
+            text = "the decision loop died; this node falls silent"
+            log.critical(text, exc_info=True)
             self._emergency_stop()
         finally:
             self._close()
@@ -6140,7 +6161,7 @@ class ClusterNode:
 
 
 class Cluster:
-    """The membership as this node knew it when it was asked: an immutable copy."""
+    """The membership as this node knew it when it was asked: a copy."""
 
     def __init__(
         self,
@@ -6208,8 +6229,9 @@ th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #8884}
 :root{color-scheme:light dark}</style></head><body>
 <h1>%(title)s</h1><p class="%(class)s">%(verdict)s</p>
 <p>Node %(node)s: %(why)s. Storage: %(storage)s.</p>
-<table><tr><th>Node</th><th>Address</th><th>Version</th><th>State</th><th>Last heard</th>
-</tr>%(members)s</table><h2>Recent transitions</h2><ul>%(recent)s</ul></body></html>
+<table><tr><th>Node</th><th>Address</th><th>Version</th><th>State</th>
+<th>Last heard</th></tr>%(members)s</table>
+<h2>Recent transitions</h2><ul>%(recent)s</ul></body></html>
 """
 
 
@@ -6291,7 +6313,8 @@ def _health_answer(control: "ClusterControl", path: str) -> Tuple[int, str, str]
     """Status code, media type and text for a path."""
     status = control.status()
     if path == "/primary":
-        return (200 if status["is_primary"] else 503), "text/plain", status["why"] + "\n"
+        code = 200 if status["is_primary"] else 503
+        return code, "text/plain", status["why"] + "\n"
     if path == "/member":
         good = status["role"] in ("member", "claimant", "primary", "stopping")
         return (200 if good else 503), "text/plain", status["role"] + "\n"
@@ -6530,26 +6553,36 @@ class ClusterControl:
             sooner, and costs one packet per peer each.
         hb_timeout: seconds without a heartbeat until a node is silent, its first
             miss. Longer survives more packet loss, and fails over later.
-        check_interval: seconds between two looks at the storage, and per
-            further miss.
+        check_interval: seconds between two looks at the storage, and per further
+            miss. Shorter sees trouble with the storage sooner, and costs a call each.
         start_primary_callback: called when this node has become the primary.
         stop_primary_callback: called when it is the primary no more, once for each
             start callback that began, also for one that raised. It should return
             within the stop budget, about a third of lease_duration; a longer one
             delays the successor.
         exit_callback: called when this node was told to exit: a newer version is
-            alive in the cluster, or another process took over its name.
-        hb_missed_count: misses until a silent node is lost.
+            alive in the cluster, or another process took over its name. Called last,
+            after the stop callback, and after the record was removed (or 5 s without
+            storage); the node then ends, and the program should too.
+        hb_missed_count: misses until a silent node is lost. More survives longer
+            trouble, and adds a check_interval each to the detection time.
         own_version: nodes leave and exit when one with a higher version is alive.
             None takes no part.
         storage_backend: where the cluster is kept, such as a
             `SharedFsStorageBackend`; one object for each control.
         lease_duration: seconds for which the primary holds the cluster without
-            renewing, from 0.3 to the detection time; default hb_timeout.
-            Shorter fails over sooner in a partition, and asks more of the storage.
-        freeze_limit: seconds for which the primary may go on while the storage is
-            gone and every active member still vouches for it; 0 stops it at once.
-        stop_timeout: seconds for which running callbacks delay a successor.
+            renewing, from 0.3 to the detection time; default hb_timeout. Longer
+            gives the stop callback more time and outlasts longer trouble with the
+            storage. Shorter asks more of the storage; a failover waits for the
+            detection time anyway.
+        freeze_limit: seconds, 0 or more, for which the primary may go on while the
+            storage is gone and every active member still vouches for it. Longer
+            outlasts longer outages; but if all nodes die, and nobody can prove it, a
+            restart waits for so long too. 0: it stops at the renewal deadline, two
+            thirds of lease_duration.
+        stop_timeout: seconds, 0 or more, for which callbacks that still run delay the
+            successor of a primary that was deposed or lost. After that it starts
+            although they run: longer is safer, shorter ends a hang sooner.
         same_host_proof: whether the death of a process on the same host is taken
             from the kernel, without waiting for the timeouts.
         secret: text or bytes that all nodes share; then only packets that are
@@ -6563,9 +6596,9 @@ class ClusterControl:
         metadata: a dict that every node sees as `ClusterNode.metadata`, at most
             1024 bytes as JSON: a role, a URL, a data centre.
         priority: an int; of the candidates the one with the highest is preferred
-            in an election, then the most senior. Nobody who is primary is pushed
-            out. None: this node never becomes primary, and is a member like any
-            other.
+            in an election, then the most senior. Nobody who is primary is
+            deposed for it. None: this node never becomes primary, and is a member
+            like any other.
         health_port: TCP port for health checks and metrics over HTTP, read-only: the
             paths are `/primary`, `/member` and `/live` (200 or 503), `/status` (JSON),
             `/metrics` (Prometheus) and `/` (a page for people). 0 takes any free one,
@@ -6768,8 +6801,8 @@ class ClusterControl:
 
         Raises:
             RuntimeError: the control was stopped; make a new one.
-            ClusterError: the port cannot be bound, or a host is no address;
-                nothing was started.
+            ClusterError: the port or health_port cannot be bound, or a host is no
+                address; nothing was started.
         """
         self._refuse_fork()
         if not self.enabled:
@@ -6840,6 +6873,10 @@ class ClusterControl:
         Storage that hangs delays it by a few seconds only. A stop callback that
         does not return does delay it.
 
+        Args:
+            timeout: seconds; None waits without bound. `is_alive` tells whether the
+                node has stopped.
+
         Raises:
             RuntimeError: called in a callback, which would wait for itself.
         """
@@ -6871,7 +6908,8 @@ class ClusterControl:
     def is_primary(self) -> bool:
         """True while this node is the primary.
 
-        Exact, by the caller's own clock: False from the instant at which the lease
+        From just before the start callback is called until just before the stop
+        callback is. Exact, by the caller's own clock: False from the instant at which the lease
         has run out, whether or not any thread has noticed, and never True again in
         that term. False in a forked child.
         """
@@ -6978,8 +7016,9 @@ class ClusterControl:
     def step_down(self, to: Optional[str] = None) -> bool:
         """Hands over: stops being the primary, and stays a member.
 
-        Returns after the stop callback (in a callback: at once). This node is no
-        candidate for the detection time then, unless it is alone.
+        Returns after the stop callback, however long that takes (in a callback: at
+        once). This node is no candidate for the detection time then, unless it is
+        alone.
 
         Args:
             to: name of the node that is to be the next primary. It claims at once,
@@ -7139,14 +7178,15 @@ class ClusterControl:
 
         Returns:
             A dict with these keys: `cluster`, `node`, `address`, `version`;
-            `alive` (do the threads run), `role` (joining, member, claimant,
-            primary, stopping, finished), `is_primary`, `term` (0 when not
-            primary), `lease_left` (seconds), `primary` (a name or None), `why`
-            (plain words: why this node is not primary, or that it is), `why_none`
-            (why nobody is, as far as this node knows, or None), `since` (for how
-            many seconds), `paused` (may nobody claim, see `pause`), `storage` ("ok"
-            or what is wrong), `packets` (a dict: how many were dropped so far, by
-            kind), and `members`: a list of dicts with `name`, `address`, `version`,
+            `alive` (does the heartbeat thread run), `role` (stopped: not started, or
+            disabled; else joining, member, claimant, primary, stopping, finished),
+            `is_primary`, `term` (0 when not primary), `lease_left` (seconds),
+            `primary` (a name or None), `why` (plain words: why this node is not
+            primary, or that it is), `since` (for how many seconds that has been so),
+            `why_none` (why nobody is, as far as this node knows, or None), `paused`
+            (may nobody claim, see `pause`), `storage` ("ok" or what is wrong),
+            `packets` (a dict: how many so far, by kind; all of them dropped, but for
+            the kind that `secret_required=False` lets in), and `members`: a list of dicts with `name`, `address`, `version`,
             `priority`, `metadata`, `primary`, `active`, `lost`, `silence` (seconds
             since it was heard, or None).
         """
@@ -7696,7 +7736,7 @@ class _Work:
         self._say("until", deadline)
 
     def end(self, number: int, grace: float) -> None:
-        """Signals all of it, kills it after `grace` seconds, returns when it is dead."""
+        """Signals all of it, kills it after `grace` seconds; then it is dead."""
         self._say("end", number, _clock() + grace)
         if not self.wait(grace + 1.0):
             log.error("the guardian of COMMAND does not answer, and is killed")
@@ -7758,7 +7798,8 @@ class _Work:
 
 def _node_of(options: Any, **keywords: Any) -> ClusterControl:
     """The node that the options describe; $CLUSTER_SECRET is its secret."""
-    given = {name: getattr(options, name) for _, _, names in _SETTINGS for name in names}
+    names = [name for _, _, group in _SETTINGS for name in group]
+    given = {name: getattr(options, name) for name in names}
     settings = {k: v for k, v in given.items() if v is not None}
     settings.update(keywords, secret=os.environ.get("CLUSTER_SECRET") or None)
     return ClusterControl(options.cluster, **settings)
@@ -8041,7 +8082,8 @@ class _Onlooker:
         return {
             "cluster": self._cluster, "storage": _told(error), "primary": None,
             "term": 0, "why_none": "the storage does not answer", "paused": False,
-            "lease_age": None, "lease_duration": None, "lease_left": None, "members": [],
+            "lease_age": None, "lease_duration": None, "lease_left": None,
+            "members": [],
         }  # fmt: skip
 
 
@@ -8091,12 +8133,12 @@ def _table(picture: Dict[str, Any]) -> List[Tuple[str, str]]:
         head = time.strftime("%H:%M:%S  ", time.localtime(picture["time"])) + head
     lines = [(head, "" if picture["storage"] == "ok" else "31")]
     if picture["paused"]:
-        lines.append(("PAUSED: nobody takes over, whatever happens, until resume", "33"))
+        text = "PAUSED: nobody becomes primary until resume"
+        lines.append((text, "33"))
     if picture["primary"] is None:
         lines.append(("no primary: %s" % picture["why_none"], "31"))
-    rows = [
-        ("NODE", "ADDRESS", "VERSION", "PRIMARY", "ACTIVE", "JOINED", "LEASE AGE", "LEFT")
-    ]
+    heads = "NODE,ADDRESS,VERSION,PRIMARY,ACTIVE,JOINED,LEASE AGE,LEFT"
+    rows = [tuple(heads.split(","))]
     for member in picture["members"]:
         mine = member["primary"]
         rows.append((
@@ -8206,7 +8248,8 @@ def _evict(options: Any) -> int:
     records = [record for record in snapshot.nodes if record.name == options.node]
     if not records:
         names = ", ".join(sorted(repr(record.name) for record in snapshot.nodes))
-        raise ClusterError("no node is called %r; there are: %s" % (options.node, names))
+        text = "no node is called %r; there are: %s"
+        raise ClusterError(text % (options.node, names))
     lease, holds = snapshot.lease, {record.incarnation for record in records}
     held = lease if lease and not lease.released and lease.holder in holds else None
     if not options.yes and not _confirmed(options.node, held is not None):
@@ -8243,7 +8286,9 @@ def _release_for(storage: StorageBackend, held: Lease, timeout: float) -> None:
     while _clock() < until:
         time.sleep(min(0.2, max(0.0, until - _clock())))
         if _within(timeout, lambda: storage.read(True)).lease != held:
-            raise ClusterError("the lease is in use: its holder is alive; try step-down")
+            text = "the lease is in use: its holder is alive; try step-down"
+            raise ClusterError(text)
+
     def release(snapshot: Snapshot, lease: Lease) -> Lease:
         if lease != held:
             raise ClusterError("the lease was renewed just now: its holder is alive")
@@ -8444,7 +8489,7 @@ def _links(control: ClusterControl) -> Dict[str, str]:
                 address = " (at %s:%d)" % record.address
                 links[record.name] = (
                     _BOTH if peer is not None and peer.ever
-                    else "is heard, but does not hear this host: a firewall or a secret?"
+                    else "is heard, but does not hear this host: firewall, or secret?"
                     if one_way else "is not heard: lost, or unreachable" + address
                 )  # fmt: skip
     return links
@@ -8537,7 +8582,9 @@ _NODE_OPTIONS = tuple(
 
 _SUBCOMMANDS: Dict[str, _Subcommand] = {
     "status": _Subcommand(
-        _status, "members and primary, as seen in the storage, without joining", (_JSON,)
+        _status,
+        "members and primary, as seen in the storage, without joining",
+        (_JSON,),
     ),
     "watch": _Subcommand(
         _watch,
@@ -8575,7 +8622,9 @@ _SUBCOMMANDS: Dict[str, _Subcommand] = {
         "asks the primary to hand over, and waits until it has",
         (_option("--to", metavar="NODE", help="the next primary; default: anybody"),),
     ),
-    "pause": _Subcommand(_pause, "keeps everybody from becoming primary, until resumed"),
+    "pause": _Subcommand(
+        _pause, "keeps everybody from becoming primary, until resumed"
+    ),
     "resume": _Subcommand(_resume, "lets the members elect a primary again"),
     "evict": _Subcommand(
         _evict,
@@ -8587,7 +8636,7 @@ _SUBCOMMANDS: Dict[str, _Subcommand] = {
     ),
     "doctor": _Subcommand(
         _run_doctor,
-        "is the storage fit, and does every member hear this host; 1 if something isn't",
+        "is the storage fit, and does every member hear this host; 1 if not",
         (
             _JSON,
             _option("--create", action="store_true", help="if it is not there yet"),

@@ -8,7 +8,7 @@ the resource refuses a term lower than the highest that it has seen.
 
 Here the first primary is stopped (SIGSTOP) *between* its check of `is_primary` and
 its write. Another node takes over and writes. Then the first one is woken, goes on
-where it was, and its write is refused. Takes about five seconds.
+where it was, and its write is refused. Takes a few seconds.
 """
 
 from __future__ import annotations

@@ -912,7 +912,8 @@ class Process:
 
     _HANDLERS: Dict[type, Callable[["Process", Any], None]] = {
         Send: _send, Call: _call, RunCallback: _run_callback, Examine: _examine,
-        Say: _say, PauseDone: _pause_done, Joined: _joined, JoinFailed: _join_failed, Finished: _finished,
+        Say: _say, PauseDone: _pause_done, Joined: _joined,
+        JoinFailed: _join_failed, Finished: _finished,
     }  # fmt: skip
 
 
@@ -1727,8 +1728,8 @@ WEIGHTS: Dict[str, Dict[str, float]] = {
         pause_cluster=0.5, ask_step_down=0.3,
     ),  # fmt: skip
     "churn": dict(
-        crash=3, leave=2, newcomer=1, twin=0.7, upgrade=0.7, step_down=1, pause=0.5, describe=0.5,
-        pause_cluster=0.5, ask_step_down=0.5,
+        crash=3, leave=2, newcomer=1, twin=0.7, upgrade=0.7, step_down=1, pause=0.5,
+        describe=0.5, pause_cluster=0.5, ask_step_down=0.5,
         isolate=0.5, split=0.5, heal_network=2, storage_one=0.5, heal_storage=1, move=1,
     ),  # fmt: skip
     "pauses": dict(

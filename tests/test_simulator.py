@@ -17,7 +17,8 @@ from simulator import Broken, Plan, World, run_seed, timings
 
 SECONDS = float(os.environ.get("CLUSTER_SIM_SECONDS", "20"))
 FIRST = int(os.environ.get("CLUSTER_SIM_FIRST", "0"))
-SCHEDULES = 200 if SECONDS >= 20 else 50  # at least, however slow the machine is
+# at least, however slow the machine is
+SCHEDULES = 2000 if SECONDS >= 240 else 200 if SECONDS >= 20 else 50
 COMMON = timings()
 D = COMMON.detection_time
 H = COMMON.hb_interval
@@ -1798,8 +1799,10 @@ def test_the_shipped_core_survives(schedule):
     schedule(cluster.Core)
 
 
-@pytest.mark.parametrize("core, schedule, promises", BITES,
-                         ids=["%s-%s" % (c[0].__name__, c[1].__name__) for c in BITES])  # fmt: skip
+BITES_IDS = ["%s-%s" % (core.__name__, run.__name__) for core, run, _ in BITES]
+
+
+@pytest.mark.parametrize("core, schedule, promises", BITES, ids=BITES_IDS)
 def test_the_simulator_catches_a_core_that(core, schedule, promises):
     with pytest.raises(Broken) as caught:
         schedule(core)

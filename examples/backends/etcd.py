@@ -102,7 +102,8 @@ class EtcdStorageBackend(cluster.StorageBackend):
     def read_keys(self):
         keys = {"key": self.prefix, "range_end": self.prefix[:-1] + "0"}  # after "/"
         answer = self.call("range", {what: encoded(key) for what, key in keys.items()})
-        found = {decoded(kv["key"]): kv.get("value", "") for kv in answer.get("kvs", ())}
+        pairs = answer.get("kvs", ())
+        found = {decoded(kv["key"]): kv.get("value", "") for kv in pairs}
         return {key[len(self.prefix) :]: decoded(v) for key, v in found.items()}
 
     def transact(self, compare, values):

@@ -3,8 +3,10 @@
     cd examples/recipes
     celery --app celery_beat beat --scheduler celery_beat:PrimaryScheduler
 
-The others stand by. A schedule in memory is enough: what fell due while nobody was
-primary is sent once, by the next one.
+The others stand by. The schedule is in memory, and begins anew with each primary: what
+falls due while nobody is primary is left out, and nothing is sent twice. To make up for
+what was missed, keep the schedule in a store that all share (celery-redbeat,
+django-celery-beat).
 """
 
 import os
@@ -37,6 +39,7 @@ class PrimaryScheduler(Scheduler):
         super().setup_schedule()
         self.merge_inplace(self.app.conf.beat_schedule)
         self.sending = threading.Lock()
+        self.term = 0
         self.control = cluster.ClusterControl(
             "celery",
             host_name="127.0.0.1",  # leave it out where there are several hosts
@@ -48,7 +51,19 @@ class PrimaryScheduler(Scheduler):
 
     def tick(self, *args, **kwargs):
         with self.sending:
-            return super().tick(*args, **kwargs) if self.control.is_primary else 1.0
+            term = self.control.term
+            if not term:
+                return 1.0
+            if term != self.term:
+                self.term = term
+                self.begin_anew()
+            return super().tick(*args, **kwargs)
+
+    def begin_anew(self):
+        """Else all that fell due since this process began would be sent again."""
+        for entry in self.schedule.values():
+            entry.last_run_at = entry.default_now()
+        self.old_schedulers = None
 
     def apply_entry(self, entry, producer=None):
         scheduler.mark("tick")

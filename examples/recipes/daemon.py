@@ -29,6 +29,7 @@ def main():
     control = cluster.ClusterControl(
         "daemon",
         host_name="127.0.0.1",  # leave it out where there are several hosts
+        # on a mounted share: create=False, once the cluster exists
         storage_backend=cluster.SharedFsStorageBackend(scheduler.FOLDER),
         start_primary_callback=scheduler.start,
         stop_primary_callback=scheduler.stop,

@@ -1,4 +1,8 @@
-"""The web server's worker: a node of the cluster for as long as it runs."""
+"""The web server's worker: a node of the cluster for as long as it runs.
+
+With Gunicorn's --preload this runs before the fork: then start the control in
+`post_worker_init`, as in gunicorn_conf.py.
+"""
 
 import os
 
