@@ -218,6 +218,26 @@ def test_celery_beat_sends_from_one_process_of_several(stage):
     assert os.listdir(os.path.join(stage.folder, "queue"))
 
 
+HOURLY = """
+from datetime import timedelta
+import celery_beat
+hourly = {"task": "celery_beat.tick", "schedule": 3600}
+celery_beat.app.conf.beat_schedule = {"hourly": hourly}
+beat = celery_beat.PrimaryScheduler(celery_beat.app)
+beat.schedule["hourly"].last_run_at -= timedelta(hours=3)  # it stood by for so long
+assert beat.control.wait_for_primary(10)
+beat.tick()
+beat.close()
+"""
+
+
+def test_celery_beat_does_not_send_again_what_was_due_while_it_stood_by(stage):
+    needs("celery")
+    stage.run(sys.executable, "-c", HOURLY)
+    assert stage.processes[0].wait(20) == 0
+    assert [what for _, _, what in stage.marks()] == ["begin", "end"]
+
+
 def test_a_daemon_works_in_one_process_of_eight_and_ends_in_order(stage):
     stage.run("daemon", count=8)
     stage.check(members=8)
