@@ -1776,9 +1776,9 @@ class SharedFsStorageBackend(StorageBackend):
         self._must_be_ours()
         path = os.path.join(self._nodes, self._node_name(name, incarnation))
         try:
-            # Renamed, and unlinked with old rosters: a disk that is told at once of
-            # what is free may stall for 100 ms, and the successor of a node that
-            # leaves waits for that disk to have its claim
+            # Renamed, and unlinked by whoever opens this next: a disk that is told at
+            # once of what is free may stall for 100 ms, and the successor of a node
+            # that leaves waits for that disk to have its claim
             os.rename(path, _temporary(self._nodes, _REMOVED))
         except FileNotFoundError:
             pass
@@ -1798,7 +1798,6 @@ class SharedFsStorageBackend(StorageBackend):
                 _flush_folder(self._lease.folder)
             elif won and counter == new.counter:
                 self._remove_old_rosters(new)
-                _clean_folder(self._nodes, _REMOVED, FOREVER)
             return won
         except OSError as error:
             raise _why(error, self._lease.folder) from error
