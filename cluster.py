@@ -1070,7 +1070,6 @@ _UNREAD = (0, 0, 0)  # in place of the signature of a file that could not be rea
 _NO_ROSTER, _UNKNOWN_ROSTER = -1, -2  # in place of the counter that names a roster
 _IDENTITY_GRACE = 5.0  # seconds in which a living member would restore a lost id
 _STALE_AFTER = 86400.0  # seconds after which a temporary file has no owner any more
-_REMOVED = "gone-"  # what the name of a removed record begins with
 
 
 def _random_id() -> str:
@@ -1618,7 +1617,7 @@ class SharedFsStorageBackend(StorageBackend):
             raise _why(error, self._folder) from error
 
     def _clean(self) -> None:
-        """Removes old records, and temporary files of writers killed long ago."""
+        """Removes temporary files whose writers were killed long ago."""
         probe = _temporary(self._folder)
         try:
             os.close(_new_file(probe))
@@ -1626,7 +1625,6 @@ class SharedFsStorageBackend(StorageBackend):
             _unlink(probe)
         except OSError:
             return
-        _clean_folder(self._nodes, _REMOVED, FOREVER)
         for folder in [self.path, self._folder] + self._folders:
             _clean_folder(folder, "tmp-cluster-" if folder == self.path else "tmp-",
                           now - _STALE_AFTER)  # fmt: skip
@@ -1776,10 +1774,7 @@ class SharedFsStorageBackend(StorageBackend):
         self._must_be_ours()
         path = os.path.join(self._nodes, self._node_name(name, incarnation))
         try:
-            # Renamed, and unlinked by whoever opens this next: a disk that is told at
-            # once of what is free may stall for 100 ms, and the successor of a node
-            # that leaves waits for that disk to have its claim
-            os.rename(path, _temporary(self._nodes, _REMOVED))
+            os.unlink(path)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -1796,7 +1791,7 @@ class SharedFsStorageBackend(StorageBackend):
             if won and (expected is None or expected.term != new.term):
                 # A power cut that loses a claim would give its term out again
                 _flush_folder(self._lease.folder)
-            elif won and counter == new.counter:
+            if won and counter == new.counter:
                 self._remove_old_rosters(new)
             return won
         except OSError as error:

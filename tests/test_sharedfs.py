@@ -859,46 +859,6 @@ def test_stale_temporary_files_are_removed_and_young_ones_are_not(share):
     assert [path for path in young + foreign if not path.exists()] == []
 
 
-def test_neither_a_claim_nor_a_removal_frees_what_a_disk_may_stall_to_discard(
-    share, monkeypatch
-):
-    backend = share.opened()
-    for holder in A, B:
-        backend.write_node(RECORD._replace(name=holder, incarnation=holder))
-    old = None
-    for term in range(1, 4):
-        new = lease(term, term, A, [B, C])
-        assert backend.swap_lease(old, new)
-        old = new
-
-    def stall(*arguments, **keywords):
-        raise AssertionError("this may take long")
-
-    def replace(source, target):
-        assert not os.path.exists(target), "what was there would be freed"
-        os.rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        for name in ("unlink", "remove", "rmdir", "truncate", "ftruncate"):
-            patch.setattr(os, name, stall)
-        backend.remove_node(A, A)
-        assert [record.name for record in backend.read().nodes] == [B]
-        assert backend.swap_lease(old, lease(4, 4, B, [C]))
-
-
-def test_a_removed_record_is_unlinked_when_a_node_opens_the_folder(share):
-    backend = share.opened()
-    backend.write_node(RECORD)
-    backend.remove_node(RECORD.name, RECORD.incarnation)
-    (removed,) = share.nodes.iterdir()
-    assert removed.name.startswith("gone-")
-    foreign = share.nodes / "gone-fishing"
-    foreign.write_text("x")
-    share.opened()
-    assert list(share.nodes.iterdir()) == [foreign]
-
-
 # ---- names, file systems, kills
 
 
