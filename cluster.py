@@ -481,6 +481,11 @@ class Timings(NamedTuple):
         return self.lease_duration - self.renewal_deadline - margin
 
     @property
+    def notice_interval(self) -> float:
+        """min(H, L/3): between notices that callbacks still run; each counts for L."""
+        return min(self.hb_interval, self.lease_duration / 3)
+
+    @property
     def ask_interval(self) -> float:
         """Between the *answer now* heartbeats to a peer not heard for 1.5 H.
 
@@ -2798,7 +2803,7 @@ class Core:
         # Claiming
         self._started_by_user = False
         self._claim_from: Optional[float] = None
-        self._doubt: Optional[Pending] = None  # a claim that may still land
+        self._doubt: Optional[Swap] = None  # a claim that may still land
         self._barred: Tuple[float, float] = (-FOREVER, -FOREVER)  # in company, alone
         self._failures = 0
         # Holding
@@ -2808,7 +2813,6 @@ class Core:
         self._held: Optional[Lease] = None
         self._attempts: Dict[Tuple[int, int], Tuple[Lease, float]] = {}
         self._counter = 0
-        self._deadline = -FOREVER
         self._renewed_at = -FOREVER
         self._renew_tried_at = -FOREVER
         self._renew_failing_since: Optional[float] = None
@@ -2927,8 +2931,9 @@ class Core:
         if self.role is PRIMARY:
             self._consider_handover()
         if self.role is STOPPING:
-            self._wake(self._stopping_since + self._stop_timeout())
+            self._wake(self._stopping_since + self.timings.stop_timeout)
         if self.role is MEMBER:
+            self._disown()
             self._consider_claim()
 
     # ---- joining
@@ -2950,6 +2955,7 @@ class Core:
             return Read(True)
         if self._probe and self._ask_namesake(self._probe):
             return None
+        self._record_written = True  # from now on, perhaps
         return Join(self.record)
 
     def _ask_namesake(self, namesake: NodeRecord) -> bool:
@@ -2970,7 +2976,10 @@ class Core:
 
     def _looked(self, snapshot: Snapshot) -> None:
         """The first read: who is there, and does anybody have this node's name?"""
-        namesakes = [r for r in snapshot.nodes if r.name == self.record.name]
+        namesakes = [
+            r for r in snapshot.nodes
+            if r.name == self.record.name and r.incarnation != self.record.incarnation
+        ]  # fmt: skip
         self._removals = {r.incarnation: r.name for r in namesakes}
         self._take_nodes(snapshot.nodes)
         if namesakes and self._probe is None:
@@ -2980,6 +2989,7 @@ class Core:
     def _namesake_lives(self, namesake: NodeRecord) -> None:
         text = "node name %r is in use in this cluster by a living process at %s:%d"
         text %= namesake.name, namesake.host, namesake.port
+        self._tell(text)
         self._out.append(JoinFailed(text + "; give every node a name of its own"))
         self.role = FINISHED
         self.wake_at = FOREVER
@@ -3012,7 +3022,7 @@ class Core:
             return
         if pending is not self._call:  # given up: it may have landed, a read tells
             if event.error is None and event.result is False:
-                self._claim_is_over(pending)
+                self._claim_was_lost(pending.request)
             if isinstance(event.result, Snapshot):
                 self._read_late(pending, event.result)
             return
@@ -3046,14 +3056,15 @@ class Core:
             self._retry_at = self._now + min(self.timings.renewal_period, 1.0)
         # Reading tells what became of it, and whether the store is still ours; a
         # write that fails for good must not keep this node from reading.
-        self._read_wanted = not isinstance(pending.request, Read)
+        self._read_wanted = self._read_wanted or not isinstance(pending.request, Read)
         if pending.purpose == "release":
             self._release_at = self._now + self.timings.renewal_period
         if isinstance(pending.request, Pause):
             self._pause_done(error)
         if isinstance(pending.request, Join):
-            # It may have landed: a second attempt replaces it, leaving removes it
-            self._record_written = True
+            # It may have landed: a second attempt replaces it, leaving removes it.
+            # Looked at anew first: the store may have been wiped
+            self.cluster_id = self._nodes = None
 
     def _note_failure(self, pending: Pending, error: str) -> None:
         if self._failing_since is None:
@@ -3085,7 +3096,6 @@ class Core:
             self._read_began = pending.began
             self._on_snapshot(result, pending.began)
         elif isinstance(request, Join):
-            self._record_written = True
             self._joined(result)
         elif isinstance(request, Write):
             self._wrote(request.record, pending.purpose)
@@ -3100,7 +3110,7 @@ class Core:
         if not won:
             # Somebody else's value is there, or an earlier attempt of our own
             self._read_wanted = True
-            self._claim_is_over(pending)
+            self._claim_was_lost(pending.request)
             # The next of its kind would go before that read, each time
             if pending.purpose == "release":
                 self._release_at = self._now + self.timings.renewal_period
@@ -3144,7 +3154,6 @@ class Core:
             self._read_wanted = True
 
     def _on_snapshot(self, snapshot: Snapshot, began: float) -> None:
-        self._read_wanted = False
         if snapshot.cluster_id not in (None, self.cluster_id):
             self._store_replaced()
             return
@@ -3153,17 +3162,15 @@ class Core:
             self._take_lease(snapshot.lease, began)
             return
         if snapshot.cluster_id is None:
-            self._repair_wanted()
+            assert self.cluster_id is not None
+            self._issue(Repair(self.cluster_id), "repair")
         self._take_nodes(snapshot.nodes)
         self._check_own_record(snapshot.nodes)
         self._take_lease(snapshot.lease, began)
-        self._challenge = 0
+        if not self._read_wanted:  # since this read began
+            self._challenge = 0
         self._out += [PauseDone(ticket, "") for ticket in self._edited]
         self._edited = []
-
-    def _repair_wanted(self) -> None:
-        if self.cluster_id is not None:
-            self._issue(Repair(self.cluster_id), "repair")
 
     def _store_replaced(self) -> None:
         """Another cluster id under the same root: a new store, to be joined late."""
@@ -3411,7 +3418,7 @@ class Core:
         if heartbeat.sender == self.record.incarnation:
             return
         if self.role is JOINING:
-            self._heard_joining(heartbeat, event.source)
+            self._heard_joining(heartbeat)
             return
         peer = self.peers.get(heartbeat.sender)
         if peer is None:
@@ -3421,9 +3428,11 @@ class Core:
         else:
             self.repeated += 1
 
-    def _heard_joining(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
+    def _heard_joining(self, heartbeat: Heartbeat) -> None:
         probe = self._probe
-        if probe and heartbeat.sender == probe.incarnation and not heartbeat.leaving:
+        if self._record_written or probe is None or heartbeat.leaving:
+            return  # an answer that comes too late would end both
+        if heartbeat.sender == probe.incarnation:
             self._namesake_lives(probe)
 
     def _heard_stranger(self, heartbeat: Heartbeat, source: Tuple[str, int]) -> None:
@@ -3575,9 +3584,7 @@ class Core:
         """The term for which this node's claim is on its way, or waits; 0: none."""
         if self.role is CLAIMANT:
             return self._term()
-        if self._doubt is not None and isinstance(self._doubt.request, Swap):
-            return self._doubt.request.new.term
-        return 0
+        return self._doubt.new.term if self._doubt is not None else 0
 
     def _lease_from(self, heartbeat: Heartbeat, known: Optional[Lease]) -> Lease:
         """What a heartbeat tells of the lease; the rest as last read, or unknown."""
@@ -3619,11 +3626,10 @@ class Core:
 
     def _withholds_vouch(self, peer: Peer, heartbeat: Heartbeat) -> bool:
         """True if the peer, as holder, cannot take this heartbeat for a vouch."""
-        if self._held is not None:
-            return True  # it tells of a term that is higher than any of the peer's
         lease = self.lease
-        flagged = heartbeat.lost and lease is not None and lease.term == heartbeat.lost
-        return bool(flagged and lease is not None and lease.holder == peer.incarnation)
+        if lease is None or lease.holder != peer.incarnation:
+            return False
+        return heartbeat.lost == lease.term
 
     def _flags(self) -> Flags:
         """Those of a `Heartbeat`, from `leaving` on."""
@@ -3650,11 +3656,9 @@ class Core:
 
     def _lost_term(self) -> int:
         """The term whose holder this node does not vouch for; 0: none."""
-        if self._doubt is not None and isinstance(self._doubt.request, Swap):
-            expected = self._doubt.request.expected
-            if expected is not None:
-                return expected.term
         lease = self.lease
+        if lease is not None and self._doubt is not None:
+            return lease.term
         if lease is None or lease.released or lease.holder == self.record.incarnation:
             return 0
         return lease.term if self._is_lost(self._peer(lease.holder)) else 0
@@ -3666,7 +3670,10 @@ class Core:
         if self._beat_wanted or self._now >= self._next_beat:
             self._flags_sent = flags
             self._beat_wanted = False
-            self._next_beat = self._now + self.timings.hb_interval
+            interval = self.timings.hb_interval
+            if self.role is STOPPING:
+                interval = self.timings.notice_interval
+            self._next_beat = self._now + interval
             for peer in self._receivers():
                 assert peer.record is not None
                 to = peer.incarnation
@@ -3782,15 +3789,15 @@ class Core:
 
     def _clear_doubt(self, lease: Optional[Lease]) -> None:
         """A claim can land no more once what it expected has been replaced."""
-        if self._doubt is None or not isinstance(self._doubt.request, Swap):
+        if self._doubt is None or lease is None:
             return
-        expected = self._doubt.request.expected
-        if lease is not None and (expected is None or lease.stamp > expected.stamp):
+        expected = self._doubt.expected
+        if expected is None or lease.stamp > expected.stamp:
             self._doubt = None
 
-    def _claim_is_over(self, pending: Pending) -> None:
-        if self._doubt is not None and self._doubt.id == pending.id:
-            self._doubt = None
+    def _claim_was_lost(self, request: Request) -> None:
+        """Who won? It stays in doubt until a read shows: perhaps this node has."""
+        if request is self._doubt:
             self._claim_from = None
 
     # ---- claiming
@@ -3835,6 +3842,8 @@ class Core:
             return -FOREVER
         holder = self._peer(lease.holder)
         lost_at = holder.heard + self.timings.detection_time
+        if holder.running_term >= lease.term:
+            lost_at = -FOREVER  # primary no more: its callbacks hold up the start only
         seen_at = self._seen_at
         if self._rolled_back_at is not None:
             seen_at = max(seen_at, self._rolled_back_at)
@@ -4001,6 +4010,22 @@ class Core:
         else:
             self._claim(lease)
 
+    def _disown(self) -> None:
+        """A claim landed unknown to this node: it says that it will not start.
+
+        The others hear this node, and would wait for it, also where its storage is
+        gone for good. A claim whose reply is merely on its way is not meant.
+        """
+        lease = self.lease
+        if lease is None or lease.holder != self.record.incarnation:
+            return
+        under_way = self._call is not None and self._call.request is self._doubt
+        if under_way and self._failing_since is None:
+            return
+        if lease.term > self.record.stopped_term:
+            self.record = self.record._replace(stopped_term=lease.term)
+            self._write_wanted = True
+
     def _claim(self, lease: Optional[Lease]) -> None:
         timings = self.timings
         seen_at, term_seen_at = self._seen_at, self._term_seen_at
@@ -4028,7 +4053,8 @@ class Core:
             lease, seen_at, term_seen_at,
             holder.vouched_at if holder else -FOREVER,
         )  # fmt: skip
-        self._doubt = self._issue(Swap(self._stored, new), "claim")
+        self._doubt = Swap(self._stored, new)
+        self._issue(self._doubt, "claim")
 
     def _next_term(self, lease: Optional[Lease]) -> int:
         known = max(lease.term, self.lease.term if self.lease else 0) if lease else 0
@@ -4052,14 +4078,14 @@ class Core:
 
     def _claimed(self, pending: Pending, new: Lease) -> None:
         self._doubt = self._claim_from = None
-        if self.role is not MEMBER or self._leaving or new.term < self._least_term:
+        given_up = new.term < self._least_term or new.term <= self.record.stopped_term
+        if self.role is not MEMBER or self._leaving or given_up:
             self._release = new
             return
         self.role = CLAIMANT
         self._held = self._stored = new
         self._release = None
         self._attempts = {}
-        self._deadline = pending.began + self.timings.renewal_deadline
         self._renewed_at = self._renew_tried_at = pending.began
         self._renew_failing_since = None
         self._claimed_at = self._now
@@ -4109,14 +4135,18 @@ class Core:
         if self._now < at:
             self._start_ok_since = None
             self._wake(at)
-            self._tell("it holds the lease and waits until its predecessor must be over")
+            self._tell("it holds the lease, and waits until its predecessor is over")
             return
         if self._start_ok_since is None:
             self._start_ok_since = self._now
-        if self._read_began < self._start_ok_since:
-            self._read_wanted = True  # judge all this anew on what is there now
+        if self._read_began >= self._start_ok_since:
+            self._become_primary()
             return
-        self._become_primary()
+        self._read_wanted = True  # judge all this anew on what is there now
+        give_up_at = self._start_ok_since + self._lost_after
+        self._wake(give_up_at)
+        if self._now >= give_up_at:  # the others, who hear this node, wait for it
+            self._abandon_claim("it cannot read the storage")
 
     def _is_outdone(self) -> bool:
         """Does a heartbeat tell of another holder, in this term or a later one?
@@ -4169,11 +4199,8 @@ class Core:
 
     def _keeps_renewing(self) -> bool:
         """An orderly stop holds the lease while its callback runs."""
-        within = self._now < self._stopping_since + self._stop_timeout()
+        within = self._now < self._stopping_since + self.timings.stop_timeout
         return self._orderly and within and self._now < self._deadline
-
-    def _stop_timeout(self) -> float:
-        return self.timings.stop_timeout
 
     def _renewal(self) -> Swap:
         assert self._held is not None
@@ -4198,14 +4225,18 @@ class Core:
 
     def _roster_changes(self) -> bool:
         held = self._held
-        if not self._roster_stale or held is None or self._renew_failing_since:
+        if not self._roster_stale or held is None:
             return False
+        if self._renew_failing_since is not None:
+            return False  # and the roster stays stale
         self._roster_stale = self._next_roster() != held.roster
         return self._roster_stale
 
     def _next_roster(self) -> FrozenSet[str]:
         assert self._held is not None
         roster = self._held.roster or frozenset()
+        if self._renew_failing_since is not None and self._held.roster is not None:
+            return roster  # which needs no space: else a full disk ends the primary
         keep = {i for i in sorted(roster) if not self._drops(self._peer(i), roster)}
         recent = self._now - self.timings.hb_timeout
         for record in self.records.values():
@@ -4261,8 +4292,6 @@ class Core:
         self._attempts = {}
         # Holds although `began` may be long ago: the clock was asked first, so a
         # success that comes too late finds no primary any more.
-        deadline = began + self.timings.renewal_deadline
-        self._deadline = max(self._deadline, deadline)
         self._renewed_at = max(self._renewed_at, began)
         self._renew_failing_since = None
         if self._frozen:
@@ -4320,19 +4349,30 @@ class Core:
                 return
         self._on_step_down_asked(StepDownAsked(successor))
 
+    @property
+    def _deadline(self) -> float:
+        """Until when the last success carries."""
+        return self._renewed_at + self.timings.renewal_deadline
+
     def _late_at(self) -> float:
         return self._renewed_at + 1.5 * self.timings.renewal_period
 
-    def _frozen_until(self) -> float:
-        """Until when the vouches of everybody who might depose us carry."""
+    def _deposers(self) -> FrozenSet[str]:
+        """Everybody who might depose this holder; empty: anybody might.
+
+        Those of all rosters that may stand in the storage, now or later.
+        """
         assert self._held is not None
         rosters = [self._held.roster]
         rosters += [lease.roster for lease, _ in self._attempts.values()]
-        members: Set[str] = set()
-        for roster in rosters:
-            if not roster:
-                return -FOREVER  # empty: anybody may claim; unknown: anybody might
-            members |= roster
+        known = [roster for roster in rosters if roster]
+        return frozenset().union(*known) if len(known) == len(rosters) else frozenset()
+
+    def _frozen_until(self) -> float:
+        """Until when the vouches of everybody who might depose us carry."""
+        members = self._deposers()
+        if not members:
+            return -FOREVER
         vouch = min(self._vouch_of(i) for i in members)
         limit = self.timings.freeze_limit * (1 - CLOCK_MARGIN)
         return min(vouch + self.timings.renewal_deadline, self._renewed_at + limit)
@@ -4388,11 +4428,10 @@ class Core:
         )
 
     def _ask_for_vouches(self) -> None:
-        assert self._held is not None
         interval = min(self.timings.hb_interval, self.timings.renewal_deadline / 6)
         if self._now >= self._freeze_asked_at + interval:
             self._freeze_asked_at = self._now
-            for incarnation in sorted(self._held.roster or ()):
+            for incarnation in sorted(self._deposers()):
                 self._greet(self._peer(incarnation))
         self._wake(self._freeze_asked_at + interval)
 
@@ -4445,7 +4484,8 @@ class Core:
 
     def _abandon_claim(self, reason: str) -> None:
         assert self._held is not None
-        self._say(logging.INFO, "gave up the claim of term %d: %s", self._term(), reason)
+        text = "gave up the claim of term %d: %s"
+        self._say(logging.INFO, text, self._term(), reason)
         self._callbacks_over()
 
     def _begin_stop(self, reason: str, orderly: bool) -> None:
@@ -4491,7 +4531,7 @@ class Core:
             self._barred = (self._now + self.timings.detection_time, -FOREVER)
 
     def _check_release(self, lease: Optional[Lease]) -> None:
-        """Goes on releasing as long as the lease in the storage is that term of ours."""
+        """Goes on releasing while the lease in the storage is that term of ours."""
         assert self._release is not None
         ours = lease is not None and lease.holder == self.record.incarnation
         if lease is not None and ours and lease.term == self._release.term:
@@ -4626,7 +4666,7 @@ class Core:
         if self._leave_until == FOREVER:
             self._leave_until = self._now + LEAVE_TIME
         self._wake(self._leave_until)
-        done = self._record_removed or not self._has_record()
+        done = self._record_removed or not self._record_written
         if not done and self._now < self._leave_until:
             return
         if self._leaving == "exit" and not self._exit_called:
@@ -4643,13 +4683,8 @@ class Core:
         self.wake_at = FOREVER
         self._out.append(Finished())
 
-    def _has_record(self) -> bool:
-        if self._record_written or self.record.join_number:
-            return True
-        return any(isinstance(c.request, Join) for c in self._calls.values())
-
     def _leaving_request(self) -> Optional[Request]:
-        if self._record_removed or not self._has_record():
+        if self._record_removed or not self._record_written:
             return None
         if self._callback is not None or self._queue or self.role is STOPPING:
             return None
@@ -4695,7 +4730,8 @@ class Core:
     def _patience(self, call: Pending) -> float:
         if isinstance(call.request, Read) and self._held is not None:
             # A read changes nothing: it must not keep a renewal waiting
-            return max(self.timings.renewal_deadline / 3, 1.0)
+            deadline = self.timings.renewal_deadline
+            return min(max(deadline / 3, 1.0), deadline / 2)
         return max(10.0, 2 * self.timings.lease_duration)
 
     def _issue(self, request: Request, purpose: str = "") -> Pending:
@@ -4703,6 +4739,8 @@ class Core:
         pending = Pending(self._call_count, request, self._now, purpose)
         self._call = self._calls[pending.id] = pending
         self._purpose = purpose
+        if isinstance(request, Read):
+            self._read_wanted = False  # what is news from now on wants another one
         self._wake(self._now + self._slow())
         self._out.append(Call(pending.id, request))
         return pending
@@ -4728,7 +4766,7 @@ class Core:
     def _choose_release(self) -> Optional[Request]:
         return self._releasing() if self.role is MEMBER else None
 
-    def _is_paused(self) -> bool:
+    def _holds_off(self) -> bool:
         """After a failure everything but renewals waits a little."""
         if self.role is JOINING:
             return not self._leaving
@@ -4736,27 +4774,27 @@ class Core:
         return self._now < self._retry_at
 
     def _choose_prompted_read(self) -> Optional[Request]:
-        if self._is_paused() or not self._read_wanted:
+        if self._holds_off() or not self._read_wanted:
             return None
         if self._leaving and self._release is None:
             return None
         return Read(True)
 
     def _choose_pause(self) -> Optional[Request]:
-        if not self._pauses or self._leaving or self._is_paused():
+        if not self._pauses or self._leaving or self._holds_off():
             return None
         return Pause(self._pauses[0].paused)
 
     def _choose_leaving(self) -> Optional[Request]:
-        if not self._leaving or self._is_paused() or self._release is not None:
+        if not self._leaving or self._holds_off() or self._release is not None:
             return None
         return self._leaving_request()
 
     def _choose_notice(self) -> Optional[Request]:
         """Tells in the record that callbacks of a term that is over still run."""
-        if self.role is not STOPPING or self._is_paused() or self._keeps_renewing():
+        if self.role is not STOPPING or self._holds_off() or self._keeps_renewing():
             return None
-        due = self._noticed_at + self.timings.hb_interval
+        due = self._noticed_at + self.timings.notice_interval
         self._wake(due)
         if self._now < due:
             return None
@@ -4767,7 +4805,7 @@ class Core:
         return Write(self.record)
 
     def _choose_write(self) -> Optional[Request]:
-        if not self._write_wanted or self._is_paused() or self._leaving:
+        if not self._write_wanted or self._holds_off() or self._leaving:
             return None
         return Write(self.record)
 
@@ -4779,13 +4817,13 @@ class Core:
         if lease is None or flags is None or not flags.failing:
             self._offer = self._offer_asked = 0
             return None
-        if self._is_paused() or not self._is_candidate() or self._offer == lease.term:
+        if self._holds_off() or not self._is_candidate() or self._offer == lease.term:
             return None
         self._offer_asked = lease.term
         return Write(self.record)
 
     def _choose_removal(self) -> Optional[Request]:
-        if self._is_paused() or self._leaving:
+        if self._holds_off() or self._leaving:
             return None
         for incarnation, name in self._removals.items():
             return Remove(name, incarnation)
@@ -4807,7 +4845,7 @@ class Core:
         return self._now < peer.record_at + wait
 
     def _choose_read(self) -> Optional[Request]:
-        if self._is_paused() or self._leaving:
+        if self._holds_off() or self._leaving:
             return None
         due = self._read_began + self.timings.check_interval
         self._wake(due)
@@ -4853,6 +4891,11 @@ class Core:
             self._tell("it is about to claim the first lease")
         elif self._is_free(lease):
             self._tell("the lease is free, and it is about to claim it")
+        elif self._peer(lease.holder).running_term >= lease.term:
+            self._tell(
+                "%r is the primary no more, but its callbacks still run"
+                % self._peer(lease.holder).name
+            )
         elif not self._is_lost(self._peer(lease.holder)):
             self._tell("%r is the primary" % self._peer(lease.holder).name)
         else:
@@ -4892,6 +4935,8 @@ class Core:
         who = self._who(lease)[1]
         if self._is_free(lease):
             return "%s was the last one, and has stopped" % who
+        if self._peer(lease.holder).running_term >= lease.term:
+            return "%s is it no more, but its callbacks still run" % who
         if not lease.started:
             return "%s has claimed the lease, and waits for its predecessor" % who
         return "%s is lost, and its lease may still be in force" % who
@@ -4913,8 +4958,8 @@ class Core:
         if lease.holder == self.record.incarnation:
             return None
         peer = self._peer(lease.holder)
-        over = peer.stopped_term >= lease.term or self._is_lost(peer)
-        return None if over else lease.holder
+        ended = max(peer.stopped_term, peer.running_term) >= lease.term
+        return None if ended or self._is_lost(peer) else lease.holder
 
     def active(self) -> FrozenSet[str]:
         """The holder of the stored lease and its roster."""
@@ -4959,7 +5004,7 @@ class Core:
 
     def record_stays(self) -> bool:
         """True if a record of this node may still be in the storage."""
-        return self._has_record() and not self._record_removed
+        return self._record_written and not self._record_removed
 
     _HANDLERS: Dict[type, Callable[["Core", Any], None]] = {
         Heard: _on_heard,
@@ -6903,9 +6948,9 @@ class ClusterControl:
         """True while this node is the primary.
 
         From just before the start callback is called until just before the stop
-        callback is. Exact, by the caller's own clock: False from the instant at which the lease
-        has run out, whether or not any thread has noticed, and never True again in
-        that term. False in a forked child.
+        callback is. Exact, by the caller's own clock: False from the instant at which
+        the lease has run out, whether or not any thread has noticed, and never True
+        again in that term. False in a forked child.
         """
         runtime = self._runtime
         return runtime is not None and runtime.term() != 0
@@ -7180,9 +7225,10 @@ class ClusterControl:
             `why_none` (why nobody is, as far as this node knows, or None), `paused`
             (may nobody claim, see `pause`), `storage` ("ok" or what is wrong),
             `packets` (a dict: how many so far, by kind; all of them dropped, but for
-            the kind that `secret_required=False` lets in), and `members`: a list of dicts with `name`, `address`, `version`,
-            `priority`, `metadata`, `primary`, `active`, `lost`, `silence` (seconds
-            since it was heard, or None).
+            the kind that `secret_required=False` lets in), and `members`: a list of
+            dicts with `name`, `address`, `version`, `priority`, `metadata`,
+            `primary`, `active`, `lost`, `silence` (seconds since it was heard, or
+            None).
         """
         runtime = self._own_runtime()
         status: Dict[str, Any] = {
