@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import gc
 import heapq
 import itertools
 import multiprocessing
@@ -223,7 +224,8 @@ class Plan:
     ) -> Timings:
         lease = None
         if dice.chance(0.25):
-            lease = base[1] * dice.between(0.5, 1.3)  # D is 4/3 T at least
+            # Down to below H; D is 4/3 T at least; the storage is too slow for less
+            lease = max(1.5, base[1] * dice.between(0.2, 1.3))
         return timings(*base, lease=lease, freeze=freeze, stop=stop)
 
     def all_timings(self) -> List[Timings]:
@@ -2140,6 +2142,7 @@ def main() -> int:
     parser.add_argument("--loss", type=float, help="only lose this share of packets")
     parser.add_argument("--hours", type=float, default=1.0, help="of it, virtual")
     options = parser.parse_args()
+    gc.set_threshold(100_000, 50, 50)  # a sixth of the time else: worlds are cycles
     if options.loss is not None:
         return report_losses(options.loss, options.hours, options.first)
     if options.replay is not None:

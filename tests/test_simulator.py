@@ -12,7 +12,7 @@ import pytest
 
 import cluster
 import simulator
-from cluster import Described, Heard, Heartbeat, NodeRecord, Swap, Write
+from cluster import Described, Heard, Heartbeat, NodeRecord, Returned, Swap, Write
 from simulator import Broken, Plan, World, run_seed, timings
 
 SECONDS = float(os.environ.get("CLUSTER_SIM_SECONDS", "20"))
@@ -946,6 +946,256 @@ def test_the_core_names_no_clock_socket_thread_file_or_chance():
                     assert node.attr in allowed
 
 
+# ---- claims whose outcome is not what it seems
+
+
+def let_land(mount):
+    """What was held is carried out now."""
+    hung, mount._hung, mount.holds = mount._hung, [], ()
+    for each in hung:
+        mount._land(*each, 0.001)
+
+
+def a_stop_callback_longer_than_a_lease_shorter_than_an_interval(core):
+    """Notices that its callbacks run count for a lease, so they come more often."""
+    common = cluster.Timings(1.0, 3.0, 2, 1.0, 0.5, 20.0, 30.0)
+    world = settled(core=core, common=common, long_callbacks=True,
+                    stop_callback=(6.0, 6.0))  # fmt: skip
+    world.isolate(world.primary().name)
+    world.run(common.detection_time + 10.0)
+
+
+def a_claim_that_landed_and_is_told_lost(core):
+    """Its claimant vouches for nobody until it has read who won."""
+    for lands_late in (False, True):
+        world = settled(core=core, common=timings(freeze=300.0), pidfd=True,
+                        machines=dict(n1="1", n2="2", n3="3", n9="2"))  # fmt: skip
+        primary, mount = world.primary(), world.mounts["n2"]
+        assert primary.name == "n1"
+        plain, claims, told_lost = mount.call, [], []
+
+        def call(process, call_id, request):
+            if type(request) is not Swap or request.new.started or told_lost:
+                plain(process, call_id, request)
+                return
+            claims.append(request)
+            if lands_late and len(claims) == 1:
+                world.set_storage("hang", "n1")
+                world.at(0.001, process.tell, Returned(call_id, None, "I/O error"))
+                return
+            assert world.store.apply(claims[0])
+            mount.holds = (cluster.Read,)
+            world.at(0.001, process.tell, Returned(call_id, False))
+            told_lost.append(request)
+
+        mount.call = call
+        world.set_storage("hang", "n3")
+        world.isolate("n1")
+        world.wait_for(lambda: told_lost, 3 * D)
+        world.set_storage("hang", "n1")
+        world.heal_network()
+        world.run(0.2)
+        world.boot("n9")
+        world.isolate("n9")
+        world.run(8.0)
+        world.crash("n2")  # the kernel tells the newcomer on its host
+        world.run(5.0)
+
+
+def a_claim_over_a_wiped_register_that_takes_long(core):
+    """Its claimant knows the primary that the register has forgotten."""
+    world = settled(core=core, common=timings(freeze=300.0))
+    primary = world.primary()
+    claimant, other = world.others()
+    world.isolate(primary.name)
+    world.set_storage("hang", other.name)
+    world.run(D - 1.5)
+    world.store.wipe("lease")
+    world.set_storage("hang", primary.name)
+    mount = world.mounts[claimant.name]
+    mount.holds = (Swap,)
+    world.wait_for(lambda: any(type(r) is Swap for r in mount.hung), 2 * D)
+    world.heal_network()
+    world.run(1.7)
+    world.isolate(primary.name)
+    let_land(mount)
+    world.run(6.0)
+
+
+def a_vouch_of_one_whose_callbacks_still_run(core):
+    """Primary once more, it waits for the successor that went on by its vouch."""
+    world = settled(2, core=core, common=timings(freeze=300.0, stop=2.0),
+                    long_callbacks=True, latency=(0.0005, 0.001))  # fmt: skip
+    first, second = world.primary(), world.others()[0]
+    first.callbacks._seconds = lambda action: 1e6 if action.kind == "stop" else 0.01
+    second.callbacks._seconds = lambda action: 0.5
+    world.ask_to_step_down(first)
+    world.run(3.0)
+    world.isolate(first.name)
+    world.wait_for(lambda: second.is_primary, 60.0)
+    world.heal_network()
+    world.run(5.0)
+    world.cut(first.name, second.name, both=False)
+    peer = first.core.peers[second.incarnation]
+    while first.clock.local(world.now) <= peer.heard + D - 1.3:
+        world.run(0.01)
+    lost_at = first.clock.true(peer.heard + D)
+    world.set_storage("hang", second.name)
+    world.run_until(lost_at - 0.06)
+    world.network.cuts.pop((first.name, second.name), None)
+    world.run(0.0)
+    world.network.cut(second.name, first.name)
+    first.core._next_beat = first.clock.local(world.now)
+    first.tell_time()
+    world.run(0.02)
+    world.network.cut(first.name, second.name)
+    world.run_until(lost_at + 0.1)
+    first.callbacks._end()
+    world.run(6.0)
+
+
+def a_claimant_that_cannot_read(core):
+    world = settled(core=core, common=timings(freeze=20.0))
+    term = world.store.lease.term
+    world.crash(world.primary().name)
+    world.wait_for(lambda: world.store.lease.term != term, 3 * D)
+    mount = world.mounts[world.by_incarnation[world.store.lease.holder].name]
+    mount._is_refused = lambda request: type(request) is cluster.Read
+    mount.set("unreadable")
+    wait_for_start(world, 3 * D + 2 * L)
+
+
+def a_claim_that_landed_and_was_never_told(core):
+    """The claimant is heard, and its storage is gone for good."""
+    for mode in ("hang", "error"):
+        world = settled(core=core, common=timings(freeze=20.0))
+        landed = []
+        for process in world.others():
+            mount = world.mounts[process.name]
+
+            def call(process, call_id, request, mount=mount, plain=mount.call):
+                if type(request) is not Swap or request.new.started or landed:
+                    plain(process, call_id, request)
+                    return
+                landed.append(process)
+                assert world.store.apply(request)
+                mount.set(mode)
+                if mode == "error":
+                    world.at(0.01, process.tell, Returned(call_id, None, "I/O error"))
+
+            mount.call = call
+        world.crash(world.primary().name)
+        wait_for_start(world, 4 * D + 2 * L)
+
+
+def a_stop_callback_that_hangs_on_a_node_that_is_heard(core):
+    world = settled(core=core, long_callbacks=True, stop_callback=(1e6, 1e6))
+    primary = world.primary()
+    world.ask_to_step_down(primary)
+    wait_for_start(world, 2 * primary.timings.stop_timeout + 2 * L + C)
+
+
+def a_full_disk_and_a_member_that_dies(core):
+    """The smaller roster needs a new file: it is told once there is room."""
+    for dies in (True, False):
+        world = settled(core=core)
+        member = world.others()[0]
+        world.set_storage("full")
+        world.run(2 * D)
+        if dies:
+            world.crash(member.name)
+        else:
+            world.isolate(member.name)
+        world.run(4 * D)
+        kept(world, "a full disk ended the primary")
+        world.set_storage("ok")
+        world.heal_network()
+        world.settle()
+
+
+def an_admission_that_fails_in_an_outage(core):
+    """Whoever may be in the roster is asked for a vouch as well."""
+    common = timings(1.0, 5.0, 2, 1.0, lease=2.4, freeze=300.0)
+    for phase in (0.0, 0.3, 0.6):
+        world = settled(2, core=core, common=common)
+        world.run(phase)
+        newcomer = world.boot("n9")
+
+        def refused(request):
+            if type(request) is not Swap or newcomer.incarnation not in (
+                request.new.roster or ()
+            ):
+                return False
+            world.at(0.0, world.set_storage, "hang")
+            return True
+
+        primary = world.primary()
+        mount = world.mounts[primary.name]
+        mount._is_refused = refused
+        mount.set("no admission")
+        world.run(10 * D)
+        if not primary.is_primary:
+            raise Broken("liveness", "a frozen primary did not ask everybody")
+
+
+def a_store_that_is_wiped_before_a_join(core):
+    world = World(Plan(1), 0, core)
+    world.boot_all()
+    mount = world.mounts["n1"]
+    mount.holds = (cluster.Join,)
+    world.wait_for(lambda: mount.hung, 1.0)
+    world.store.wipe("all")
+    let_land(mount)
+    world.wait_for(world.primaries, 5 * D + 2 * L)
+
+
+def news_that_comes_during_a_read(core):
+    for phase in range(30):
+        world = settled(core=core, common=timings(1.0, 5.0, 5, 10.0))
+        writer, reader = world.node("n2"), world.node("n3")
+        world.mounts["n3"].slowness = 0.1
+        world.run(15.0)
+        due = reader.core._read_began + 10.0 - reader.clock.local(world.now)
+        world.run(due % 10.0 + phase * 0.005)
+        news = '{"load":%d}' % phase
+        world.describe(writer, news)
+        world.wait_for(lambda: reader.core.records["n2"].metadata == news, 1.0)
+
+
+def one_read_that_takes_long(core):
+    common = cluster.Timings(0.5, 1.5, 2, 0.5, 1.5, 300.0, 60.0)
+    for phase in range(10):
+        world = World(Plan(1, common=common), 0, core)
+        world.boot_all()
+        world.wait_for(world.is_settled, 10.0)
+        world.run(5.0 + phase * 0.05)
+        mount, slow = world.mounts[world.primary().name], []
+
+        def call(process, call_id, request, mount=mount, plain=mount.call):
+            if type(request) is not cluster.Read or slow:
+                plain(process, call_id, request)
+                return
+            slow.append(request)
+            world.at(1.5, mount._land, process, call_id, request, 0.001)
+
+        mount.call = call
+        world.run(10.0)
+        kept(world, "one read ended the primary")
+
+
+def an_answer_that_comes_once_the_name_is_taken(core):
+    """Either the newcomer is refused, or the former one goes: never both."""
+    world = settled(2, core=core)
+    old = world.primary()
+    old.pause(3.02)  # it is asked for 3 s
+    twin = world.boot(old.name, new_port=True)
+    world.run(2.9)
+    world.mounts[old.name].slowness = 0.3
+    world.run(10.0)
+    if old.ended and twin.ended:
+        raise Broken("liveness", "both are gone")
+
+
 # ---- broken cores, to prove that the simulator bites
 #
 # Each rule of the protocol that is turned off has a schedule that needs it. The
@@ -1586,6 +1836,12 @@ class RepeatsATerm(cluster.Core):
     def _next_term(self, lease):
         return super()._next_term(lease) if lease is None else lease.term
 
+    def _disown(self):
+        pass
+
+    def _is_outdone(self):
+        return False
+
     def _depose_too(self, heartbeat):
         pass
 
@@ -1734,6 +1990,94 @@ class GoesOnWithWhatWasReleased(cluster.Core):
             super()._lose_lease(reason)
 
 
+class NoticesTooSeldom(cluster.Core):
+    class Seldom(cluster.Timings):
+        notice_interval = property(lambda self: self.hb_interval)
+
+    def __init__(self, timings, *rest):
+        super().__init__(self.Seldom(*timings), *rest)
+
+
+class BelievesALostRace(cluster.Core):
+    def _claim_was_lost(self, request):
+        super()._claim_was_lost(request)
+        if request is self._doubt:
+            self._doubt = None
+
+
+class FlagsOnlyWhatItClaimed(cluster.Core):
+    def _lost_term(self):
+        doubt, self._doubt = self._doubt, None
+        term = super()._lost_term()
+        self._doubt = doubt
+        return doubt.expected.term if doubt and doubt.expected else term
+
+
+class NotesNoVouchWhileItHolds(cluster.Core):
+    def _withholds_vouch(self, peer, heartbeat):
+        return self._held is not None or super()._withholds_vouch(peer, heartbeat)
+
+
+class HoldsOnWithoutReading(cluster.Core):
+    def _abandon_claim(self, reason):
+        if "cannot read" not in reason:
+            super()._abandon_claim(reason)
+
+
+class DisownsNothing(cluster.Core):
+    def _disown(self):
+        pass
+
+
+class WaitsForWhomItHears(cluster.Core):
+    def _claimable_at(self, lease):
+        holder = self._peer(lease.holder)
+        running, holder.running_term = holder.running_term, 0
+        at = super()._claimable_at(lease)
+        holder.running_term = running
+        return at
+
+
+class InsistsOnANewRoster(cluster.Core):
+    def _next_roster(self):
+        failing, self._renew_failing_since = self._renew_failing_since, None
+        roster = super()._next_roster()
+        self._renew_failing_since = failing
+        return roster
+
+
+class AsksOnlyItsRoster(cluster.Core):
+    def _ask_for_vouches(self):
+        attempts, self._attempts = self._attempts, {}
+        super()._ask_for_vouches()
+        self._attempts = attempts
+
+
+class JoinsWhatItSawBefore(cluster.Core):
+    def _storage_failed(self, pending, error):
+        seen = self.cluster_id, self._nodes
+        super()._storage_failed(pending, error)
+        self.cluster_id, self._nodes = seen
+
+
+class ForgetsWhatItIsToldMeanwhile(cluster.Core):
+    def _on_snapshot(self, snapshot, began):
+        super()._on_snapshot(snapshot, began)
+        self._read_wanted = False
+
+
+class WaitsForEachRead(cluster.Core):
+    def _patience(self, call):
+        return max(super()._patience(call), 1.0)
+
+
+class HeedsLateAnswers(cluster.Core):
+    def _heard_joining(self, heartbeat):
+        written, self._record_written = self._record_written, False
+        super()._heard_joining(heartbeat)
+        self._record_written = written
+
+
 BITES = [
     (StartsWithoutWaiting, a_primary_that_is_cut_off_by_udp, "S1 S3"),
     (TakesSilenceForDeath, a_primary_that_is_cut_off_by_udp, "S1 S3"),
@@ -1798,6 +2142,21 @@ BITES = [
     (StaysWhereItWas, a_primary_that_moves_to_another_address, "liveness"),
     (DeposesAtTheFirstVote, a_network_that_heals, "liveness"),
     (HeedsGhosts, a_ghost_of_a_newer_version, "liveness"),
+    (NoticesTooSeldom, a_stop_callback_longer_than_a_lease_shorter_than_an_interval,
+     "S1"),
+    (BelievesALostRace, a_claim_that_landed_and_is_told_lost, "S1 S3"),
+    (FlagsOnlyWhatItClaimed, a_claim_over_a_wiped_register_that_takes_long, "S1 S3"),
+    (NotesNoVouchWhileItHolds, a_vouch_of_one_whose_callbacks_still_run, "S1 S3"),
+    (HoldsOnWithoutReading, a_claimant_that_cannot_read, "liveness"),
+    (DisownsNothing, a_claim_that_landed_and_was_never_told, "liveness"),
+    (WaitsForWhomItHears, a_stop_callback_that_hangs_on_a_node_that_is_heard,
+     "liveness"),
+    (InsistsOnANewRoster, a_full_disk_and_a_member_that_dies, "liveness"),
+    (AsksOnlyItsRoster, an_admission_that_fails_in_an_outage, "liveness"),
+    (JoinsWhatItSawBefore, a_store_that_is_wiped_before_a_join, "liveness"),
+    (ForgetsWhatItIsToldMeanwhile, news_that_comes_during_a_read, "liveness"),
+    (WaitsForEachRead, one_read_that_takes_long, "liveness"),
+    (HeedsLateAnswers, an_answer_that_comes_once_the_name_is_taken, "liveness"),
 ]  # fmt: skip
 SCHEDULES_OF = sorted({case[1] for case in BITES}, key=lambda s: s.__name__)
 
