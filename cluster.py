@@ -5298,6 +5298,8 @@ _MADV_WIPEONFORK = 18  # Linux: a forked copy finds zeros. No system call to loo
 _BIND_PATIENCE = 1.0  # seconds: somebody's proof of death may hold the port just now
 _PACKETS_PER_TURN = 64  # a flood must not keep the timers waiting
 _BUFFER = 4 << 20  # bytes of packets that may wait for the heartbeat thread
+_BRIEFLY = 0.5  # seconds, for what is worth no longer wait
+_MAX_LINES = 10000  # of the log, that wait for handlers which block
 _QUICK = 0.05  # seconds: a storage call that took longer may count as slow already
 _EXIT_PATIENCE = 2.0  # seconds that the interpreter's exit waits for an orderly stop
 
@@ -5353,14 +5355,65 @@ class _Limit:
         return passes
 
 
+class _LogWriter:
+    """Hands what the node's own threads log to the application's handlers.
+
+    These may block (a full pipe, a file on the storage that hangs) or raise, and the
+    stop callback must not wait for that. So a thread writes, for as long as there are
+    lines, and no longer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held for moments: never while a line is written
+        self._records: Deque[logging.LogRecord] = collections.deque()
+        self._thread: Optional[threading.Thread] = None
+
+    def log(self, level: int, text: str, *args: object, trace: bool = False) -> None:
+        if not log.isEnabledFor(level):
+            return
+        error = sys.exc_info() if trace else None
+        record = log.makeRecord(log.name, level, __file__, 0, text, args, error)
+        with self._lock:
+            if len(self._records) < _MAX_LINES:
+                self._records.append(record)
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(
+                target=self._run, name="cluster-log", daemon=True
+            )
+            try:
+                self._thread.start()
+            except RuntimeError:  # 3.12 starts none while the interpreter ends
+                self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._records:
+                    self._thread = None
+                    return
+                record = self._records.popleft()
+            try:
+                log.handle(record)
+            except BaseException:
+                pass  # of a handler that raises there is nobody to tell
+
+    def join(self, timeout: float) -> None:
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+
 class _Gate:
     """Counts the packets that are no heartbeats for us, and says so once a minute.
 
     Of each kind, of which there are a handful, whatever is in the packets.
     """
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, lines: _LogWriter) -> None:
         self._node_name = node_name
+        self._lines = lines
         self._limits: Dict[str, _Limit] = {}
         self.counts: Dict[str, int] = {}
 
@@ -5371,7 +5424,8 @@ class _Gate:
             text = "%s: dropped packets (%s): %d so far, the last from %s:%d"
             if kind == TAKEN:
                 text = "%s: took packets (%s): %d so far, the last from %s:%d"
-            log.warning(text, self._node_name, kind, self.counts[kind], *source)
+            said = self._node_name, kind, self.counts[kind], *source
+            self._lines.log(logging.WARNING, text, *said)
 
 
 class _Socket:
@@ -5460,12 +5514,12 @@ def _interface_addresses() -> Iterator[str]:
     except (ImportError, OSError, AttributeError):
         return
     for name in names:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                request = name.encode()[:15].ljust(256, b"\0")
+        request = name.encode()[:15].ljust(256, b"\0")
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # it has none; elsewhere, no such request
-                continue
+        except OSError:  # it has none, or no descriptor is left; elsewhere, no request
+            continue
         host = socket.inet_ntoa(answer[20:24])
         if _is_routable(host):
             yield host
@@ -5508,10 +5562,12 @@ class _StorageWorker:
         backend: StorageBackend,
         cluster_name: str,
         post: Callable[[Event, bool], None],
+        lines: _LogWriter,
     ) -> None:
         self._backend = backend
         self._cluster_name = cluster_name
         self._post = post
+        self._lines = lines
         self._busy = 0  # id of the call that the present thread works on
         self._limit = _Limit()
         self._found: Optional[Snapshot] = None  # by the last read, if it worked
@@ -5569,7 +5625,8 @@ class _StorageWorker:
                 returned = Returned(call.id, error=str(error))
             except BaseException as error:  # a faulty backend is a failing storage
                 if self._limit.passes():
-                    log.exception("the storage backend failed")
+                    text = "the storage backend failed"
+                    self._lines.log(logging.ERROR, text, trace=True)
                 returned = Returned(call.id, error=repr(error))
             if self.abandoned:
                 self._take_back(call.request)
@@ -5594,16 +5651,17 @@ class _StorageWorker:
     def _carry_out(self, request: Request) -> Any:
         backend = self._backend
         if isinstance(request, Open):
-            return backend.open(self._cluster_name)
+            return _checked("open", str, backend.open(self._cluster_name))
         if isinstance(request, Read):
-            return backend.read(request.fresh)
+            return _checked("read", Snapshot, backend.read(request.fresh))
         if isinstance(request, Join):
-            number = backend.next_join_number()
+            number = _checked("next_join_number", int, backend.next_join_number())
             record = request.record._replace(join_number=number)
             backend.write_node(record)
             return record
         if isinstance(request, Swap):
-            return backend.swap_lease(request.expected, request.new)
+            won = backend.swap_lease(request.expected, request.new)
+            return _checked("swap_lease", bool, won)
         if isinstance(request, Write):
             return backend.write_node(request.record)
         if isinstance(request, Remove):
@@ -5625,6 +5683,13 @@ class _StorageWorker:
                 log.debug("a record stays behind", exc_info=True)
 
 
+def _checked(method: str, kind: type, result: Any) -> Any:
+    if not isinstance(result, kind):
+        text = "a faulty storage backend: its %s() returned %.80r"
+        raise StorageError(text % (method, result))
+    return result
+
+
 class _CallbackWorker:
     """The callback thread: the application's callbacks, one at a time, in order.
 
@@ -5637,18 +5702,23 @@ class _CallbackWorker:
         callbacks: Dict[str, Optional[Callable[..., object]]],
         may_start: Callable[[int], bool],
         post: Callable[[Event], None],
+        ended: Callable[[], None],
+        lines: _LogWriter,
     ) -> None:
         self._callbacks = callbacks
         self._may_start = may_start
         self._post = post
+        self._tell_ended = ended
+        self._lines = lines
+        self._owes_stop = False  # a start callback began, and no stop callback since
         self._actions: Deque[RunCallback] = collections.deque()
         self._news: Deque[Tuple[str, Tuple[ClusterNode, ...]]] = collections.deque()
         self._wakes: "queue.SimpleQueue[bool]" = queue.SimpleQueue()
         self._changed_waits = self._closing = False
+        self.ended = False
         self.thread = threading.Thread(
             target=self._run, name="cluster-callbacks", daemon=True
         )
-        self.thread.start()
 
     def submit(self, action: RunCallback) -> None:
         self._actions.append(action)
@@ -5677,12 +5747,18 @@ class _CallbackWorker:
                 if kind == "changed":  # before it looks: what changes later is news
                     self._changed_waits = False
                 self._guarded(kind, *node)
+        self.ended = True
+        self._tell_ended()
 
     def _call(self, action: RunCallback) -> CallbackEnded:
         kind, term = action
         # Asked at the last instant: the lease may have run out in the queue
         if kind == "start" and not self._may_start(term):
             return CallbackEnded(kind, term, skipped=True)
+        if kind == "stop" and not self._owes_stop:  # after the core's death only
+            return CallbackEnded(kind, term)
+        if kind != "exit":
+            self._owes_stop = kind == "start"
         return CallbackEnded(kind, term, error=self._guarded(kind))
 
     def _guarded(self, kind: str, *arguments: object) -> Optional[str]:
@@ -5692,7 +5768,8 @@ class _CallbackWorker:
             if callback is not None:
                 callback(*arguments)
         except BaseException as error:  # SystemExit too: it would end this thread
-            log.exception("the %s callback raised", kind)
+            text = "the %s callback raised"
+            self._lines.log(logging.ERROR, text, kind, trace=True)
             return repr(error)
         return None
 
@@ -5736,7 +5813,9 @@ class _Runtime:
     """The heartbeat thread: owns the core, its timers and the socket.
 
     Everything else talks to it through the inbox. `changed` guards the core: it is
-    held while a step runs, and by readers while they copy what they want.
+    held while a step runs, and by readers while they copy what they want. A signal
+    handler may interrupt a reader, and wait for this thread to end: it waits on
+    `changed` then, which lets go of the reader's hold as well (see `look`, `wait_end`).
     """
 
     def __init__(self, control: "ClusterControl", host: str, port: int) -> None:
@@ -5747,9 +5826,12 @@ class _Runtime:
         self.watchers: Set[Callable[[], object]] = set()  # as `changed`, for coroutines
         self.join_error: Optional[str] = None
         self.joined = False
+        self.joining = 0  # threads that wait in join_cluster
         self.ended = False
+        self.removed = False  # the record, after the end
+        self.closed = False  # `ended`, and `changed` is not needed any more
         self.tickets = 0  # of those who have asked to pause or to resume
-        self.answers: Dict[int, str] = {}
+        self.answers: Dict[int, Optional[str]] = {}  # None: not yet
         self._control = control
         self._inbox: Deque[Event] = collections.deque()
         self._socket = _Socket(host, port)
@@ -5767,7 +5849,8 @@ class _Runtime:
         self._watched: Dict[int, str] = {}
         self._tag = b""
         self._tag_of: Optional[str] = None
-        self.gate = _Gate(control.node_name)
+        self.lines = _LogWriter()
+        self.gate = _Gate(control.node_name, self.lines)
         self.terms_started = 0
         self.recent: Deque[Tuple[float, str]] = collections.deque(maxlen=_RECENT)
         self._trip_limit = _Limit()
@@ -5780,16 +5863,23 @@ class _Runtime:
         self._polled_at = -FOREVER
         self._abandoned = False
         self.storage = _StorageWorker(
-            control.storage_backend, control.cluster_name, self.post
+            control.storage_backend, control.cluster_name, self.post, self.lines
         )
         callbacks = control._callbacks()
         self._observer = _Observer(kind for kind, call in callbacks.items() if call)
         self._news: List[Tuple[Any, ...]] = []
-        self.callbacks = _CallbackWorker(callbacks, self._may_start, self.post)
+        self.callbacks = _CallbackWorker(
+            callbacks, self._may_start, self.post, self._notify_all, self.lines
+        )
         self.thread = threading.Thread(
             target=self._run, name="cluster-heartbeat", daemon=True
         )
-        self.thread.start()
+        try:
+            self.callbacks.thread.start()
+            self.thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._close()
+            raise
 
     def _new_record(self) -> NodeRecord:
         control, sock = self._control, self._socket
@@ -5831,9 +5921,10 @@ class _Runtime:
         if _is_routable(own.host) and sock.route_to(own.host) == own.host:
             return
         host = self._own_address(self.core.records.values())
-        if host != own.host:
+        # Loopback is what is left where nothing can be asked, without a descriptor say
+        if host != own.host and _is_routable(host):
             text = "%s: the address %s is not ours any more; it is %s now"
-            log.warning(text, own.name, own.host, host)
+            self.lines.log(logging.WARNING, text, own.name, own.host, host)
             self._coroner.own = own._replace(host=host)
             events.append(Described(host=host))
 
@@ -5864,6 +5955,25 @@ class _Runtime:
     def _may_start(self, term: int) -> bool:
         return self.term() == term
 
+    def look(self, build: Callable[[], Any]) -> Any:
+        """What `build` makes of the core, which stands still meanwhile.
+
+        Unless a signal handler that interrupts it waits for the end of this node:
+        then, and only then, it may trip, and is called once more.
+        """
+        with self.changed:
+            try:
+                return build()
+            except Exception:
+                return build()
+
+    def wait_end(self, timeout: Optional[float]) -> bool:
+        """Waits until no thread of this node but for the storage's has work left."""
+        with self.changed:
+            return self.changed.wait_for(
+                lambda: self.closed and self.callbacks.ended, timeout
+            )
+
     def abandon(self) -> None:
         """Gives up a node that has not joined, leaving nothing behind."""
         self._abandoned = self.storage.abandoned = True
@@ -5879,7 +5989,7 @@ class _Runtime:
                 self._turn()
         except BaseException:
             text = "the decision loop died; this node falls silent"
-            log.critical(text, exc_info=True)
+            self.lines.log(logging.CRITICAL, text, trace=True)
             self._emergency_stop()
         finally:
             self._close()
@@ -5941,6 +6051,10 @@ class _Runtime:
         core = self.core
         return core.primacy[0], core.role, core.record.stopped_term, core.written
 
+    def _notify_all(self) -> None:
+        with self.changed:
+            self._notify()
+
     def _notify(self) -> None:
         """With the lock held: wakes all who wait for a change."""
         self.changed.notify_all()
@@ -5965,7 +6079,8 @@ class _Runtime:
             # packet is done all the same: the core waits for its results
             actions += self.core._out
             if self._trip_limit.passes():
-                log.exception("a heartbeat could not be handled, and is dropped")
+                text = "a heartbeat could not be handled, and is dropped"
+                self.lines.log(logging.ERROR, text, trace=True)
             actions += self.core.step(_clock())
         return actions
 
@@ -5977,7 +6092,8 @@ class _Runtime:
         elif isinstance(action, Say):
             if action.level >= logging.INFO:
                 self.recent.append((time.time(), action.text))
-            log.log(action.level, "%s: %s", self._control.node_name, action.text)
+            name = self._control.node_name
+            self.lines.log(action.level, "%s: %s", name, action.text)
         elif isinstance(action, Call):
             self.storage.submit(self._with_address(action))
         elif isinstance(action, RunCallback):
@@ -5987,7 +6103,8 @@ class _Runtime:
             self._examine(action, events)
         elif isinstance(action, PauseDone):
             with self.changed:
-                self.answers[action.ticket] = action.error
+                if action.ticket in self.answers:  # else nobody waits any more
+                    self.answers[action.ticket] = action.error
                 self.changed.notify_all()
         elif isinstance(action, Joined):
             self._tell_joined(None)
@@ -6012,7 +6129,7 @@ class _Runtime:
             self.ended = self.ended or error is not None
             self._notify()
         if error is not None:
-            log.error("%s: %s", self._control.node_name, error)
+            self.lines.log(logging.ERROR, "%s: %s", self._control.node_name, error)
 
     # ---- packets
 
@@ -6044,8 +6161,11 @@ class _Runtime:
         self._coroner.one_kernel = self._control.storage_backend.one_kernel
         fd = self._coroner.watch(record)
         if fd is not None and fd not in self._watched:
-            self._watched[fd] = record.incarnation
-            self._selector.register(fd, selectors.EVENT_READ)
+            try:
+                self._selector.register(fd, selectors.EVENT_READ)
+                self._watched[fd] = record.incarnation
+            except OSError:  # the system's limit: it is looked at now and then
+                self._coroner.forget(record.incarnation)
         if self._coroner.is_dead(record, action.bind):
             events.append(ProvenDead(record.incarnation))
 
@@ -6084,21 +6204,17 @@ class _Runtime:
 
     def _emergency_stop(self) -> None:
         """The core is dead: what it owes the application is done without it."""
-        core = self.core
-        term, self.primacy = core.primacy[0], (0, -FOREVER)
-        if term or core.role in (PRIMARY, STOPPING):
-            self.callbacks.submit(RunCallback("stop", term))
-            self.callbacks.close()
-            self.callbacks.thread.join()  # the port stays bound until it returned
+        self.primacy = (0, -FOREVER)
+        self.callbacks.submit(RunCallback("stop", self.core.record.stopped_term))
+        self.callbacks.close()
+        self.callbacks.thread.join()  # the port stays bound until it returned
 
     def _close(self) -> None:
         with self.changed:
-            self.ended = True
+            self.ended = self.closed = True
             self.primacy = (0, -FOREVER)
             self._notify()
-        for fd in list(self._watched):
-            self._unwatch(fd)
-        self._selector.close()
+        self._selector.close()  # and with it whatever was registered
         self._coroner.close()
         self._socket.close()
         self._waker.close()
@@ -6233,7 +6349,8 @@ def _build_cluster(runtime: _Runtime) -> Cluster:
     """Called with the runtime's lock held."""
     core = runtime.core
     members = sorted(core.members(), key=lambda record: record.seniority)
-    holder, active = core.known_primary(), core.active()
+    holder = None if runtime.ended else core.known_primary()  # what became of it?
+    active = core.active()
     nodes: Dict[str, ClusterNode] = {}
     for record in members:
         own = record.incarnation == core.record.incarnation
@@ -6306,11 +6423,19 @@ class _Health:
         class Server(http.server.ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
             daemon_threads = True
+            request_queue_size = 64
 
             def server_bind(self) -> None:
                 # Its own one asks the name service for this host's name, which may wait
                 socketserver.TCPServer.server_bind(self)
                 self.server_name, self.server_port = host, port
+
+            def get_request(self) -> Any:
+                try:
+                    return super().get_request()
+                except OSError:
+                    time.sleep(0.1)  # no descriptor left, perhaps, and it still waits
+                    raise
 
             def verify_request(self, request: Any, client_address: Any) -> bool:
                 return not health._closing
@@ -6341,8 +6466,11 @@ class _Health:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         try:
             socket.create_connection((host, self.port), timeout=1.0).close()
-        except OSError:
-            self._server.socket.close()
+        except OSError:  # the address has gone, or a firewall is there
+            try:
+                self._server.socket.shutdown(socket.SHUT_RDWR)  # which wakes on Linux
+            except OSError:
+                self._server.socket.close()
 
     def close_in_child(self) -> None:
         self._server.socket.close()
@@ -6443,10 +6571,9 @@ _controls: "weakref.WeakSet[ClusterControl]" = weakref.WeakSet()
 
 
 def _seconds(name: str, value: Any, zero: bool = False) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (not zero and not value):
+    if not _is_seconds(value) or (not zero and not value):
         rule = "0 or more" if zero else "above 0"
-        raise ValueError("%s must be %s seconds, not %r" % (name, rule, value))
+        raise ValueError("%s must be %s seconds, not %.80r" % (name, rule, value))
     return float(value)
 
 
@@ -6460,8 +6587,8 @@ def _make_timings(
     stop_timeout: Any,
 ) -> Timings:
     """Checks the inequalities between the settings, one clear error each."""
-    if type(hb_missed_count) is not int or hb_missed_count < 1:
-        text = "hb_missed_count must be an int of 1 or more, not %r"
+    if not _is_int(hb_missed_count, 1, 10**6):
+        text = "hb_missed_count must be an int of 1 or more, not %.80r"
         raise ValueError(text % (hb_missed_count,))
     timings = Timings(
         _seconds("hb_interval", hb_interval),
@@ -6544,6 +6671,12 @@ def _metadata_text(metadata: Any) -> str:
         what = "metadata has %d bytes as JSON, and the limit is %d"
         raise ValueError(what % (len(text), MAX_METADATA))
     return text
+
+
+def _check_host(what: str, host: Any) -> str:
+    if not isinstance(host, str) or not host:
+        raise ValueError("%s must be an address or a name, not %r" % (what, host))
+    return host
 
 
 def _check_advertised(host: Any) -> Optional[str]:
@@ -6721,7 +6854,7 @@ class ClusterControl:
         self.cluster_name = _check_name("cluster_name", cluster_name)
         self._unnamed = not node_name
         self.node_name = _check_name("node_name", node_name or _default_node_name())
-        self.host_name = host_name or "0.0.0.0"
+        self.host_name = _check_host("host_name", host_name or "0.0.0.0")
         if not _is_int(hb_port, 0, 65535):
             raise ValueError("hb_port must be 0 to 65535, not %r" % (hb_port,))
         self.hb_port = hb_port
@@ -6739,8 +6872,8 @@ class ClusterControl:
                 text % ("SharedFsStorageBackend('/shared/folder')", storage_backend)
             )
         self.storage_backend: StorageBackend = storage_backend
-        if own_version is not None and not isinstance(own_version, str):
-            raise ValueError("own_version must be a text, not %r" % (own_version,))
+        if own_version is not None:
+            _check_name("own_version", own_version)
         if version_policy not in ("newest", "ignore"):
             text = "version_policy must be 'newest' or 'ignore', not %r"
             raise ValueError(text % (version_policy,))
@@ -6768,10 +6901,11 @@ class ClusterControl:
             text = "health_port must be 0 to 65535 or None, not %r"
             raise ValueError(text % (health_port,))
         self.health_port = health_port
-        self.health_host = health_host
+        self.health_host = _check_host("health_host", health_host)
         self._health: Optional[_Health] = None
         self._runtime: Optional[_Runtime] = None
         self._started = self._stopped = self._forked = False
+        self._launching = self._stop_wanted = False
         self._guard = threading.Lock()
         self._pid = os.getpid()
         _controls.add(self)
@@ -6790,8 +6924,12 @@ class ClusterControl:
         return "<ClusterControl %r of %r>" % (self.node_name, self.cluster_name)
 
     def __enter__(self) -> "ClusterControl":
-        join_cluster(self)
-        self.start()
+        try:
+            join_cluster(self)
+            self.start()
+        except BaseException:  # an interrupt, say: nobody else would stop it
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -6839,7 +6977,8 @@ class ClusterControl:
         storage answers. Returns at once. A second call does nothing.
 
         Raises:
-            RuntimeError: the control was stopped; make a new one.
+            RuntimeError: the control was stopped; make a new one. Or its storage
+                backend serves another control.
             ClusterError: the port or health_port cannot be bound, or a host is no
                 address; nothing was started.
         """
@@ -6849,10 +6988,7 @@ class ClusterControl:
             return
         if self._stopped:
             raise RuntimeError("a stopped control cannot be started; make a new one")
-        runtime = self._launch()
-        if not self._started:
-            self._started = True
-            runtime.post(StartAsked())
+        if self._launch(start=True):
             timings = self.timings
             log.info(
                 "%s: starts in cluster %r; a node is lost after %.1f s, the stop "
@@ -6861,16 +6997,48 @@ class ClusterControl:
                 timings.detection_time, timings.stop_budget,
             )  # fmt: skip
 
-    def _launch(self) -> _Runtime:
+    def _launch(self, start: bool = False) -> bool:
+        """Sees to it that the node runs; True if this has started it."""
         with self._guard:
             if self._runtime is None:
-                self._open_health()
+                self._refuse_shared_backend()
+                self._launching = True
                 try:
+                    self._open_health()
                     self._runtime = _Runtime(self, self.host_name, self.hb_port)
                 except BaseException:
                     self._close_health()
                     raise
-            return self._runtime
+                finally:
+                    self._launching = False
+                if self._stop_wanted:  # meanwhile, by a signal handler say
+                    self.stop()
+            started = start and not self._started and not self._runtime.ended
+            if started:
+                self._started = True
+                self._runtime.post(StartAsked())
+            return started
+
+    def _refuse_shared_backend(self) -> None:
+        for other in list(_controls):
+            if other is not self and other.storage_backend is self.storage_backend:
+                if other.is_alive():
+                    raise RuntimeError(
+                        "%r serves %r already; make one for each control"
+                        % (self.storage_backend, other)
+                    )
+
+    def _give_up(self, runtime: _Runtime, even_if_started: bool) -> bool:
+        """Makes an end of a node that could not join, unless others still want it."""
+        with self._guard:
+            others = runtime.joining or self._started
+            if self._runtime is not runtime or (others and not even_if_started):
+                return False
+            self._runtime, self._started = None, False  # so that a retry starts anew
+        runtime.abandon()
+        if runtime.core.record_stays():
+            _remove_record(self, runtime.core.record, _BRIEFLY)
+        return True
 
     def _open_health(self) -> None:
         if self.health_port is not None:
@@ -6901,6 +7069,7 @@ class ClusterControl:
         Returns at once; `join` waits. May be called in a callback, more than once,
         and on a control that does not run.
         """
+        self._stop_wanted = self._launching
         runtime = self._own_runtime()
         if runtime is not None:
             self._stopped = True
@@ -6924,12 +7093,15 @@ class ClusterControl:
         if runtime is None:
             return
         deadline = FOREVER if timeout is None else _clock() + timeout
+        if not runtime.wait_end(None if timeout is None else max(0.0, timeout)):
+            return
         threads = [runtime.thread, runtime.callbacks.thread]
         for thread in threads + [health.thread] if health else threads:
             thread.join(None if timeout is None else max(0.0, deadline - _clock()))
-        if runtime.storage.thread is not None and runtime.ended:
-            # It may hang in a call for ever, and is a daemon
+        # These may hang in a call for ever, and are daemons
+        if runtime.storage.thread is not None:
             runtime.storage.thread.join(max(0.0, min(1.0, deadline - _clock())))
+        runtime.lines.join(max(0.0, min(1.0, deadline - _clock())))
 
     def _refuse_callback(self, what: str) -> None:
         runtime = self._own_runtime()
@@ -6967,7 +7139,7 @@ class ClusterControl:
 
         Returns:
             True if it is; False after `timeout` seconds, or if the node has ended;
-            at once where it was not started, or is disabled.
+            at once where it neither has joined nor was started, or is disabled.
         """
         runtime = self._own_runtime()
         if runtime is None:
@@ -7077,10 +7249,11 @@ class ClusterControl:
         successor = ""
         if to is not None:
             with runtime.changed:
-                why = runtime.core.no_successor(to)
-                if why is not None:
-                    raise ValueError("cannot step down for node %r: %s" % (to, why))
-                successor = runtime.core.records[to].incarnation
+                core, record = runtime.core, runtime.core.records.get(to)
+                why = core.no_successor(to)
+            if why is not None or record is None:
+                raise ValueError("cannot step down for node %r: %s" % (to, why))
+            successor = record.incarnation
         runtime.post(StepDownAsked(successor))
         if threading.current_thread() is not runtime.callbacks.thread:
             with runtime.changed:
@@ -7129,12 +7302,16 @@ class ClusterControl:
         with runtime.changed:
             runtime.tickets += 1
             ticket = runtime.tickets
+            runtime.answers[ticket] = None
         runtime.post(PauseAsked(paused, ticket))
         with runtime.changed:
             runtime.changed.wait_for(
-                lambda: ticket in runtime.answers or runtime.ended, timeout
+                lambda: runtime.answers[ticket] is not None or runtime.ended, timeout
             )
-            error = runtime.answers.pop(ticket, "no answer within %g s" % timeout)
+            error = runtime.answers.pop(ticket)
+            if error is None:
+                late = "no answer within %g s" % timeout
+                error = "this node has stopped" if runtime.ended else late
         if error:
             text = "%s() of cluster %r: %s; state: unknown, ask again"
             raise StorageError(text % (what, self.cluster_name, error))
@@ -7170,8 +7347,8 @@ class ClusterControl:
         runtime = self._own_runtime()
         if runtime is None:
             return Cluster({}, [], None, None)
-        with runtime.changed:
-            return _build_cluster(runtime)
+        found: Cluster = runtime.look(lambda: _build_cluster(runtime))
+        return found
 
     @property
     def health_address(self) -> Optional[Tuple[str, int]]:
@@ -7202,6 +7379,8 @@ class ClusterControl:
         from hashlib import sha256
 
         data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        if not isinstance(data, bytes):
+            raise TypeError("a key must be text or bytes, not %.80r" % (key,))
         cluster = self.cluster
         active = [node for node in cluster.nodes.values() if node.is_active]
         if cluster.own_node is None or not active:
@@ -7245,27 +7424,13 @@ class ClusterControl:
                 why=why, why_none=None, since=0.0, paused=False, storage="unknown",
                 packets={}, members=[],
             )  # fmt: skip
-        with runtime.changed:
-            now = _clock()
-            cluster = _build_cluster(runtime)
-            core = runtime.core
-            lost = set(node.id for node in cluster.dead_nodes)
-            primary = cluster.primary_node
-            return dict(
-                status,
-                address="%s:%d" % core.record.address,
-                role=core.role,
-                lease_left=max(0.0, core.primacy[1] - now) if core.primacy[0] else 0.0,
-                primary=primary.name if primary else None,
-                why=core.explain(),
-                why_none=core.explain_none(),
-                since=max(0.0, now - core.since),
-                paused=core.paused,
-                storage=core.storage_state(),
-                packets=dict(runtime.gate.counts, **{REPEATED: core.repeated}),
-                members=[_member_status(n, n.id in lost, now) for n in
-                         cluster.nodes.values()],
-            )  # fmt: skip
+        status.update(runtime.look(lambda: _core_status(runtime)))
+        if status["role"] == PRIMARY and not status["is_primary"]:
+            why = "its lease has run out, and its heartbeat thread does not get to run"
+            status.update(primary=None, lease_left=0.0, why=why, why_none=why)
+        if not status["alive"]:
+            status.update(primary=None, why_none="this node has ended")
+        return status
 
     # ---- after a fork
 
@@ -7281,6 +7446,26 @@ class ClusterControl:
             self._runtime.close_in_child()
         elif self._unnamed:
             self.node_name = _default_node_name()
+
+
+def _core_status(runtime: _Runtime) -> Dict[str, Any]:
+    """What the core knows of it; with the runtime's lock held."""
+    now, core, cluster = _clock(), runtime.core, _build_cluster(runtime)
+    lost = set(node.id for node in cluster.dead_nodes)
+    primary, members = cluster.primary_node, cluster.nodes.values()
+    return {
+        "address": "%s:%d" % core.record.address,
+        "role": core.role,
+        "lease_left": max(0.0, core.primacy[1] - now) if core.primacy[0] else 0.0,
+        "primary": primary.name if primary else None,
+        "why": core.explain(),
+        "why_none": core.explain_none(),
+        "since": max(0.0, now - core.since),
+        "paused": core.paused,
+        "storage": core.storage_state(),
+        "packets": dict(runtime.gate.counts, **{REPEATED: core.repeated}),
+        "members": [_member_status(node, node.id in lost, now) for node in members],
+    }
 
 
 def _member_status(node: ClusterNode, lost: bool, now: float) -> Dict[str, Any]:
@@ -7307,33 +7492,41 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
         DuplicateNodeError: a living process has this node name.
         StorageError: the storage did not answer in time. Nothing is left behind,
             and a retry is safe. After start() the node goes on trying by itself.
-        ClusterError: the port cannot be bound, or a host is no address.
-        RuntimeError: the control was stopped.
+        ClusterError: the port cannot be bound, or a host is no address; or the node
+            was stopped while it joined.
+        RuntimeError: the control was stopped, or has ended; or its storage backend
+            serves another control.
         ValueError: `timeout` is no finite number of seconds, 0 or more.
     """
     ctrl._refuse_fork()
     if not ctrl.enabled:
         return
-    if ctrl._stopped:
-        raise RuntimeError("a stopped control cannot join; make a new one")
     deadline = _clock() + _seconds("timeout", timeout, zero=True)
-    runtime = ctrl._launch()
+    runtime = ctrl._runtime
+    if ctrl._stopped or (runtime is not None and runtime.joined and runtime.ended):
+        raise RuntimeError("a stopped control cannot join; make a new one")
+    ctrl._launch()
+    runtime = ctrl._runtime
+    if runtime is None:  # somebody who joined at the same time has just given up
+        raise StorageError(_join_failure(ctrl, timeout, "ok", "try again"))
     with runtime.changed:
+        runtime.joining += 1
         runtime.changed.wait_for(
             lambda: runtime.joined or runtime.ended,
             max(0.0, deadline - _clock()),
         )
+        runtime.joining -= 1
         joined, error = runtime.joined, runtime.join_error
         reason = runtime.core.storage_state()
     if joined:
         return
-    if error is None and ctrl._started:
-        raise StorageError(_join_failure(ctrl, timeout, reason, "it goes on trying"))
-    runtime.abandon()
-    ctrl._runtime, ctrl._started = None, False  # so that a retry starts anew
+    gone = ctrl._give_up(runtime, even_if_started=error is not None)
     if error is not None:
         raise DuplicateNodeError(error)
-    raise StorageError(_join_failure(ctrl, timeout, reason, "try again"))
+    if ctrl._stopped:
+        raise ClusterError("node %r was stopped while it joined" % ctrl.node_name)
+    fix = "try again" if gone else "it goes on trying"
+    raise StorageError(_join_failure(ctrl, timeout, reason, fix))
 
 
 def _join_failure(ctrl: ClusterControl, timeout: float, why: str, fix: str) -> str:
@@ -7366,11 +7559,12 @@ def leave_cluster(ctrl: ClusterControl, timeout: float = 5) -> None:
     ctrl.join(timeout)
     if runtime.thread.is_alive():
         log.warning("%s: has not stopped within %g s", ctrl.node_name, timeout)
-    elif runtime.core.record_stays():
-        _remove_record(ctrl, runtime.core.record, max(0.1, deadline - _clock()))
+    elif runtime.core.record_stays() and not runtime.removed:
+        left = max(0.1, deadline - _clock())
+        runtime.removed = _remove_record(ctrl, runtime.core.record, left)
 
 
-def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> None:
+def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> bool:
     removed = []
 
     def remove() -> None:
@@ -7389,6 +7583,7 @@ def _remove_record(ctrl: ClusterControl, record: NodeRecord, timeout: float) -> 
         pass
     if not removed:
         log.warning("%s: its record stays behind; the others remove it", ctrl.node_name)
+    return bool(removed)
 
 
 # --------------------------------------------------------------------------------
