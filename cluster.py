@@ -57,7 +57,9 @@ Not guaranteed:
 Thread:
     Three daemon threads for each control: *heartbeat* owns all decisions, timers and
     the UDP socket, *maintenance* does one storage call at a time, *callbacks* runs
-    the application's callbacks in order. None installs a signal handler.
+    the application's callbacks in order. What they log is written by a fourth one,
+    which lives while there are lines to write. None installs a signal handler, and a
+    signal handler may call whatever any other code may, `stop` and `join` included.
 
 All durations are in seconds on a monotonic clock that goes on in suspend; the wall
 clock is never compared.
