@@ -5401,8 +5401,7 @@ class _LogWriter:
                 pass  # of a handler that raises there is nobody to tell
 
     def join(self, timeout: float) -> None:
-        with self._lock:
-            thread = self._thread
+        thread = self._thread  # no lock: a signal handler may interrupt its holder
         if thread is not None:
             thread.join(timeout)
 
@@ -6590,7 +6589,7 @@ def _make_timings(
 ) -> Timings:
     """Checks the inequalities between the settings, one clear error each."""
     if not _is_int(hb_missed_count, 1, 10**6):
-        text = "hb_missed_count must be an int of 1 or more, not %.80r"
+        text = "hb_missed_count must be an int from 1 to 1000000, not %.80r"
         raise ValueError(text % (hb_missed_count,))
     timings = Timings(
         _seconds("hb_interval", hb_interval),
@@ -6874,7 +6873,7 @@ class ClusterControl:
                 text % ("SharedFsStorageBackend('/shared/folder')", storage_backend)
             )
         self.storage_backend: StorageBackend = storage_backend
-        if own_version is not None:
+        if own_version not in (None, ""):
             _check_name("own_version", own_version)
         if version_policy not in ("newest", "ignore"):
             text = "version_policy must be 'newest' or 'ignore', not %r"
@@ -6977,6 +6976,9 @@ class ClusterControl:
 
         Joins in the background if `join_cluster` was not called, as soon as the
         storage answers. Returns at once. A second call does nothing.
+
+        Should a living process have this node's name, an ERROR line says so, the node
+        ends, and `is_alive` turns False; `join_cluster` (or `with`) raises instead.
 
         Raises:
             RuntimeError: the control was stopped; make a new one. Or its storage
