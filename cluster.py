@@ -35,10 +35,10 @@ Guaranteed:
 Not guaranteed:
     N1. G1 requires that the storage's compare-and-swap is atomic, that monotonic
     clocks differ in rate by less than 2 %, that callbacks end within the stop budget
-    (a slower one delays the successor as long as its node can say that it runs; once
-    the primary was deposed or lost, for `stop_timeout` at most), and that the process
-    was not kept from running past its lease. Where the last two fail, G2 and G3
-    remain: give `term` to what must refuse a former primary.
+    (slower ones delay the successor while their node can say that they run: for
+    `stop_timeout` at most, and for twice that after an orderly stop), and that the
+    process was not kept from running past its lease. Where the last two fail, G2 and
+    G3 remain: give `term` to what must refuse a former primary.
 
     N2. There may be no primary for a while; how long is in the README.
 
@@ -6754,8 +6754,8 @@ class ClusterControl:
             restart waits for so long too. 0: it stops at the renewal deadline, two
             thirds of lease_duration.
         stop_timeout: seconds, 0 or more, for which callbacks that still run delay the
-            successor of a primary that was deposed or lost. After that it starts
-            although they run: longer is safer, shorter ends a hang sooner.
+            successor; after an orderly stop, for up to twice that. After that it
+            starts although they run: longer is safer, shorter ends a hang sooner.
         same_host_proof: whether the death of a process on the same host is taken
             from the kernel, without waiting for the timeouts.
         secret: text or bytes that all nodes share; then only packets that are
