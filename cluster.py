@@ -57,9 +57,11 @@ Not guaranteed:
 Thread:
     Three daemon threads for each control: *heartbeat* owns all decisions, timers and
     the UDP socket, *maintenance* does one storage call at a time, *callbacks* runs
-    the application's callbacks in order. What they log is written by a fourth one,
-    which lives while there are lines to write. None installs a signal handler, and a
-    signal handler may call whatever any other code may, `stop` and `join` included.
+    the application's callbacks in order. What these log is written by a fourth one,
+    which lives while there are lines to write; what a storage backend logs, by the
+    maintenance thread, so that a log handler that blocks is a storage that hangs. None
+    installs a signal handler. One of the application may look at a node, `stop` it,
+    `join` and `leave_cluster`, whatever it interrupts.
 
 All durations are in seconds on a monotonic clock that goes on in suspend; the wall
 clock is never compared.
@@ -2806,6 +2808,7 @@ class Core:
         self._started_by_user = False
         self._claim_from: Optional[float] = None
         self._doubt: Optional[Swap] = None  # a claim that may still land
+        self._last_claim = 0  # the term of the newest claim
         self._barred: Tuple[float, float] = (-FOREVER, -FOREVER)  # in company, alone
         self._failures = 0
         # Holding
@@ -3007,7 +3010,8 @@ class Core:
         self.role = MEMBER
         self._top_join = max(self._top_join, record.join_number)
         self._read_wanted = self._beat_wanted = True
-        self._tell("it has just joined")
+        if not self._leaving:
+            self._tell("it has just joined")
         self._out.append(Joined())
         number = len(self.records)
         self._say(
@@ -3200,6 +3204,7 @@ class Core:
         self.cluster_id = self._nodes = self._probe = None
         self.lease = self._stored = self._release = self._rolled_back_at = None
         self._held = self._doubt = self._claim_from = None
+        self._record_written = False
         self.peers, self.records, self._attempts = {}, {}, {}
         self._top_join = 0
 
@@ -4021,6 +4026,8 @@ class Core:
         lease = self.lease
         if lease is None or lease.holder != self.record.incarnation:
             return
+        if lease.term > self._last_claim:
+            return  # nobody but this node makes claims for it
         under_way = self._call is not None and self._call.request is self._doubt
         if under_way and self._failing_since is None:
             return
@@ -4055,6 +4062,7 @@ class Core:
             lease, seen_at, term_seen_at,
             holder.vouched_at if holder else -FOREVER,
         )  # fmt: skip
+        self._last_claim = new.term
         self._doubt = Swap(self._stored, new)
         self._issue(self._doubt, "claim")
 
@@ -4064,7 +4072,8 @@ class Core:
         # who has just joined may know nothing of the terms that a register held
         # before it was wiped or rolled back.
         wall_clock = self.first_term + int(self._now - self._epoch)
-        return max(known + 1, self._least_term, wall_clock)
+        ours = self.record.stopped_term  # perhaps disowned, and denied since
+        return max(known + 1, ours + 1, self._least_term, wall_clock)
 
     def _inherited_roster(self, lease: Optional[Lease]) -> FrozenSet[str]:
         """The deposed roster without this node. One that is unknown: everybody.
@@ -4144,7 +4153,8 @@ class Core:
         if self._read_began >= self._start_ok_since:
             self._become_primary()
             return
-        self._read_wanted = True  # judge all this anew on what is there now
+        if self._call is None:
+            self._read_wanted = True  # judge all this anew on what is there now
         give_up_at = self._start_ok_since + self._lost_after
         self._wake(give_up_at)
         if self._now >= give_up_at:  # the others, who hear this node, wait for it
@@ -4726,6 +4736,8 @@ class Core:
             self._wake(give_up_at)
         elif len(self._calls) <= MAX_ABANDONED:
             self._call = None  # and stays in _calls: its write may still land
+            if isinstance(call.request, Read):
+                self._read_wanted = True
             if isinstance(call.request, Pause):
                 self._pause_done("the storage does not return from the call")
 
@@ -5404,6 +5416,8 @@ class _LogWriter:
         thread = self._thread  # no lock: a signal handler may interrupt its holder
         if thread is not None:
             thread.join(timeout)
+        elif self._records:  # no thread could be had
+            self._run()
 
 
 class _Gate:
@@ -5748,7 +5762,6 @@ class _CallbackWorker:
                 if kind == "changed":  # before it looks: what changes later is news
                     self._changed_waits = False
                 self._guarded(kind, *node)
-        self.ended = True
         self._tell_ended()
 
     def _call(self, action: RunCallback) -> CallbackEnded:
@@ -5870,7 +5883,7 @@ class _Runtime:
         self._observer = _Observer(kind for kind, call in callbacks.items() if call)
         self._news: List[Tuple[Any, ...]] = []
         self.callbacks = _CallbackWorker(
-            callbacks, self._may_start, self.post, self._notify_all, self.lines
+            callbacks, self._may_start, self.post, self._callbacks_ended, self.lines
         )
         self.thread = threading.Thread(
             target=self._run, name="cluster-heartbeat", daemon=True
@@ -6052,8 +6065,9 @@ class _Runtime:
         core = self.core
         return core.primacy[0], core.role, core.record.stopped_term, core.written
 
-    def _notify_all(self) -> None:
-        with self.changed:
+    def _callbacks_ended(self) -> None:
+        with self.changed:  # with the lock, as `wait_end` returns with it
+            self.callbacks.ended = True
             self._notify()
 
     def _notify(self) -> None:
@@ -6925,11 +6939,13 @@ class ClusterControl:
         return "<ClusterControl %r of %r>" % (self.node_name, self.cluster_name)
 
     def __enter__(self) -> "ClusterControl":
+        ours = self._runtime is None
         try:
             join_cluster(self)
             self.start()
-        except BaseException:  # an interrupt, say: nobody else would stop it
-            self.stop()
+        except BaseException:  # an interrupt, say
+            if ours:  # nobody else would stop it
+                self.stop()
             raise
         return self
 
@@ -7006,7 +7022,7 @@ class ClusterControl:
         with self._guard:
             if self._runtime is None:
                 self._refuse_shared_backend()
-                self._launching = True
+                self._launching, self._stop_wanted = True, False
                 try:
                     self._open_health()
                     self._runtime = _Runtime(self, self.host_name, self.hb_port)
@@ -7032,17 +7048,16 @@ class ClusterControl:
                         % (self.storage_backend, other)
                     )
 
-    def _give_up(self, runtime: _Runtime, even_if_started: bool) -> bool:
+    def _give_up(self, runtime: _Runtime, even_if_started: bool) -> None:
         """Makes an end of a node that could not join, unless others still want it."""
         with self._guard:
             others = runtime.joining or self._started
             if self._runtime is not runtime or (others and not even_if_started):
-                return False
+                return
             self._runtime, self._started = None, False  # so that a retry starts anew
         runtime.abandon()
         if runtime.core.record_stays():
             _remove_record(self, runtime.core.record, _BRIEFLY)
-        return True
 
     def _open_health(self) -> None:
         if self.health_port is not None:
@@ -7417,7 +7432,7 @@ class ClusterControl:
         status: Dict[str, Any] = {
             "cluster": self.cluster_name, "node": self.node_name,
             "version": self.own_version, "alive": self.is_alive(),
-            "is_primary": self.is_primary, "term": self.term,
+            "is_primary": False, "term": 0,
         }  # fmt: skip
         if runtime is None:
             why = "it belongs to the parent process" if self._forked else "not started"
@@ -7429,6 +7444,8 @@ class ClusterControl:
                 packets={}, members=[],
             )  # fmt: skip
         status.update(runtime.look(lambda: _core_status(runtime)))
+        term = self.term  # after the role: what has just run out is told below
+        status.update(is_primary=term != 0, term=term)
         if status["role"] == PRIMARY and not status["is_primary"]:
             why = "its lease has run out, and its heartbeat thread does not get to run"
             status.update(primary=None, lease_left=0.0, why=why, why_none=why)
@@ -7515,21 +7532,23 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
         raise StorageError(_join_failure(ctrl, timeout, "ok", "try again"))
     with runtime.changed:
         runtime.joining += 1
-        runtime.changed.wait_for(
-            lambda: runtime.joined or runtime.ended,
-            max(0.0, deadline - _clock()),
-        )
-        runtime.joining -= 1
+        try:
+            runtime.changed.wait_for(
+                lambda: runtime.joined or runtime.ended,
+                max(0.0, deadline - _clock()),
+            )
+        finally:
+            runtime.joining -= 1
         joined, error = runtime.joined, runtime.join_error
         reason = runtime.core.storage_state()
     if joined:
         return
-    gone = ctrl._give_up(runtime, even_if_started=error is not None)
+    ctrl._give_up(runtime, even_if_started=error is not None)
     if error is not None:
         raise DuplicateNodeError(error)
     if ctrl._stopped:
         raise ClusterError("node %r was stopped while it joined" % ctrl.node_name)
-    fix = "try again" if gone else "it goes on trying"
+    fix = "it goes on trying" if ctrl._runtime is runtime else "try again"
     raise StorageError(_join_failure(ctrl, timeout, reason, fix))
 
 

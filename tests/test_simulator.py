@@ -1519,14 +1519,18 @@ def a_renewal_that_landed_and_reads_that_are_given_up(core):
 
 
 def forge(world, sender, ahead, counter, holder="f" * 16):
-    """Tells all but the sender of a lease that is not, in the sender's name."""
+    """Tells all but the sender of a lease that is not, in the sender's name.
+
+    With the holder None, each is told that it is the holder itself.
+    """
     term = world.store.lease.term + ahead
     for target in world.alive:
         if target is not sender:
             peer = target.core.peers[sender.incarnation]
             target.tell(Heard(Heartbeat(
                 sender.incarnation, target.incarnation, peer.newest + 1,
-                target.core._sent, term, counter, holder, started=True,
+                target.core._sent, term, counter, holder or target.incarnation,
+                started=True,
             ), sender.address))  # fmt: skip
 
 
@@ -1573,6 +1577,20 @@ def a_forged_term_and_a_primary_that_dies(core):
         # would have it from the other as well
         sender = next_to_beat(world)
         forge(world, sender, ahead, counter)
+        world.crash(world.primary().name)
+        wait_for_start(world, D + L)
+        if world.store.lease.term >= term + 2**38:
+            raise Broken("liveness", "a term from nowhere")
+        world.settle()
+
+
+def a_forged_lease_in_each_one_s_own_name(core):
+    """Whoever has claimed nothing has nothing to disown."""
+    for ahead, counter in FORGED:
+        world = settled(3, core=core)
+        term = world.store.lease.term
+        forge(world, world.primary(), ahead, counter, None)
+        world.run(D)
         world.crash(world.primary().name)
         wait_for_start(world, D + L)
         if world.store.lease.term >= term + 2**38:
@@ -2029,6 +2047,13 @@ class DisownsNothing(cluster.Core):
         pass
 
 
+class DisownsWhatItNeverClaimed(cluster.Core):
+    def _disown(self):
+        last, self._last_claim = self._last_claim, cluster.FOREVER
+        super()._disown()
+        self._last_claim = last
+
+
 class WaitsForWhomItHears(cluster.Core):
     def _claimable_at(self, lease):
         holder = self._peer(lease.holder)
@@ -2149,6 +2174,7 @@ BITES = [
     (NotesNoVouchWhileItHolds, a_vouch_of_one_whose_callbacks_still_run, "S1 S3"),
     (HoldsOnWithoutReading, a_claimant_that_cannot_read, "liveness"),
     (DisownsNothing, a_claim_that_landed_and_was_never_told, "liveness"),
+    (DisownsWhatItNeverClaimed, a_forged_lease_in_each_one_s_own_name, "liveness"),
     (WaitsForWhomItHears, a_stop_callback_that_hangs_on_a_node_that_is_heard,
      "liveness"),
     (InsistsOnANewRoster, a_full_disk_and_a_member_that_dies, "liveness"),
