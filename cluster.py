@@ -55,13 +55,12 @@ Not guaranteed:
     host gets another.
 
 Thread:
-    Three daemon threads for each control: *heartbeat* owns all decisions, timers and
-    the UDP socket, *maintenance* does one storage call at a time, *callbacks* runs
-    the application's callbacks in order. What these log is written by a fourth one,
-    which lives while there are lines to write; what a storage backend logs, by the
-    maintenance thread, so that a log handler that blocks is a storage that hangs. None
-    installs a signal handler. One of the application may look at a node, `stop` it,
-    `join` and `leave_cluster`, whatever it interrupts.
+    Four daemon threads for each control: *heartbeat* owns all decisions, timers and the
+    UDP socket, *maintenance* does one storage call at a time, *callbacks* runs the
+    application's callbacks in order, *log* writes what these log. (What a storage
+    backend logs, the maintenance thread writes: a handler that blocks there is a
+    storage that hangs.) None installs a signal handler. One of the application may
+    look at a node, `stop` it, `join` and `leave_cluster`, whatever it interrupts.
 
 All durations are in seconds on a monotonic clock that goes on in suspend; the wall
 clock is never compared.
@@ -5373,51 +5372,34 @@ class _LogWriter:
     """Hands what the node's own threads log to the application's handlers.
 
     These may block (a full pipe, a file on the storage that hangs) or raise, and the
-    stop callback must not wait for that. So a thread writes, for as long as there are
-    lines, and no longer.
+    stop callback must not wait for that. The thread lives as long as the node: one that
+    is started for a line could take a signal from the main thread as it starts, and
+    leave that waiting.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held for moments: never while a line is written
-        self._records: Deque[logging.LogRecord] = collections.deque()
-        self._thread: Optional[threading.Thread] = None
+        self._records: "queue.SimpleQueue[Optional[logging.LogRecord]]"
+        self._records = queue.SimpleQueue()
+        self.thread = threading.Thread(
+            target=self._run, name="cluster-log", daemon=True
+        )
 
     def log(self, level: int, text: str, *args: object, trace: bool = False) -> None:
-        if not log.isEnabledFor(level):
-            return
-        error = sys.exc_info() if trace else None
-        record = log.makeRecord(log.name, level, __file__, 0, text, args, error)
-        with self._lock:
-            if len(self._records) < _MAX_LINES:
-                self._records.append(record)
-            if self._thread is not None:
-                return
-            self._thread = threading.Thread(
-                target=self._run, name="cluster-log", daemon=True
-            )
-            try:
-                self._thread.start()
-            except RuntimeError:  # 3.12 starts none while the interpreter ends
-                self._thread = None
+        if log.isEnabledFor(level) and self._records.qsize() < _MAX_LINES:
+            error = sys.exc_info() if trace else None
+            record = log.makeRecord(log.name, level, __file__, 0, text, args, error)
+            self._records.put(record)
+
+    def close(self) -> None:
+        """Ends the thread after what was logged so far."""
+        self._records.put(None)
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._records:
-                    self._thread = None
-                    return
-                record = self._records.popleft()
+        for record in iter(self._records.get, None):
             try:
                 log.handle(record)
             except BaseException:
                 pass  # of a handler that raises there is nobody to tell
-
-    def join(self, timeout: float) -> None:
-        thread = self._thread  # no lock: a signal handler may interrupt its holder
-        if thread is not None:
-            thread.join(timeout)
-        elif self._records:  # no thread could be had
-            self._run()
 
 
 class _Gate:
@@ -5889,10 +5871,11 @@ class _Runtime:
             target=self._run, name="cluster-heartbeat", daemon=True
         )
         try:
-            self.callbacks.thread.start()
-            self.thread.start()
+            for thread in (self.lines.thread, self.callbacks.thread, self.thread):
+                thread.start()
         except RuntimeError:  # the system has no thread left
             self._close()
+            self.lines.close()
             raise
 
     def _new_record(self) -> NodeRecord:
@@ -6066,6 +6049,7 @@ class _Runtime:
         return core.primacy[0], core.role, core.record.stopped_term, core.written
 
     def _callbacks_ended(self) -> None:
+        self.lines.close()  # the other threads have said what they have to
         with self.changed:  # with the lock, as `wait_end` returns with it
             self.callbacks.ended = True
             self._notify()
@@ -7120,7 +7104,7 @@ class ClusterControl:
         # These may hang in a call for ever, and are daemons
         if runtime.storage.thread is not None:
             runtime.storage.thread.join(max(0.0, min(1.0, deadline - _clock())))
-        runtime.lines.join(max(0.0, min(1.0, deadline - _clock())))
+        runtime.lines.thread.join(max(0.0, min(1.0, deadline - _clock())))
 
     def _refuse_callback(self, what: str) -> None:
         runtime = self._own_runtime()
