@@ -523,6 +523,7 @@ def test_a_faulty_backend_is_a_failing_storage_and_told_once_a_minute(lab, caplo
     (control,) = lab.started("a")
     control.storage_backend.read = faulty
     until(lambda: len(failed) > 2 and "a bug" in control.status()["storage"])
+    until(lambda: "backend failed" in caplog.text)
     said = [r for r in caplog.records if "backend failed" in r.getMessage()]
     assert len(said) == 1
 
@@ -829,6 +830,9 @@ def test_a_broken_packet_handler_does_not_end_the_node(lab, monkeypatch, caplog)
     monkeypatch.setitem(cluster.Core._HANDLERS, cluster.Heard, broken)
     until(lambda: len(trapped) > 10)
     assert a.is_alive() and b.is_alive()
+    for control in (a, b):
+        control.stop()
+        control.join(10)  # all is written by then
     said = [r for r in caplog.records if "could not be handled" in r.getMessage()]
     assert len(said) == len(set(trapped))  # once a minute, for each node
 
@@ -898,7 +902,8 @@ def test_s4_a_dead_decision_loop_falls_silent_and_stops(lab, monkeypatch, caplog
     with caplog.at_level(logging.CRITICAL, "cluster"):
         monkeypatch.setattr(control._runtime.core, "step", broken)
         until(lambda: not control.is_alive())
-    assert "falls silent" in caplog.text and not control.is_primary
+        until(lambda: "falls silent" in caplog.text)
+    assert not control.is_primary
     until(lambda: lab.calls == [("a", "start"), ("a", "stop")])
     until(lambda: our_threads() == [])
 

@@ -312,6 +312,8 @@ def test_each_kind_is_counted_and_reported_once_a_minute(lab, caplog):
         with Sender(address(b), lambda: list(kinds.values())):
             for kind in kinds:
                 until(lambda: received(b, kind) > 30)
+    b.stop()
+    b.join(10)  # all is written by then
     said = [r.getMessage() for r in caplog.records if "packets" in r.getMessage()]
     assert len(said) == len(kinds)
     for kind in kinds:
