@@ -3838,6 +3838,10 @@ class Core:
         peer = self._peer(lease.holder)
         return peer.stopped_term >= lease.term or peer.dead_at is not None
 
+    def _is_running_on(self, lease: Lease) -> bool:
+        """Does the holder say that it is primary no more, and its callbacks run?"""
+        return self._peer(lease.holder).running_term >= lease.term
+
     def _is_proven_dead(self, lease: Lease) -> bool:
         peer = self.peers.get(lease.holder)
         return peer is not None and peer.dead_at is not None
@@ -3848,8 +3852,8 @@ class Core:
             return -FOREVER
         holder = self._peer(lease.holder)
         lost_at = holder.heard + self.timings.detection_time
-        if holder.running_term >= lease.term:
-            lost_at = -FOREVER  # primary no more: its callbacks hold up the start only
+        if self._is_running_on(lease):
+            lost_at = -FOREVER  # its callbacks hold up the start only
         seen_at = self._seen_at
         if self._rolled_back_at is not None:
             seen_at = max(seen_at, self._rolled_back_at)
@@ -4904,7 +4908,7 @@ class Core:
             self._tell("it is about to claim the first lease")
         elif self._is_free(lease):
             self._tell("the lease is free, and it is about to claim it")
-        elif self._peer(lease.holder).running_term >= lease.term:
+        elif self._is_running_on(lease):
             self._tell(
                 "%r is the primary no more, but its callbacks still run"
                 % self._peer(lease.holder).name
@@ -4948,7 +4952,7 @@ class Core:
         who = self._who(lease)[1]
         if self._is_free(lease):
             return "%s was the last one, and has stopped" % who
-        if self._peer(lease.holder).running_term >= lease.term:
+        if self._is_running_on(lease):
             return "%s is it no more, but its callbacks still run" % who
         if not lease.started:
             return "%s has claimed the lease, and waits for its predecessor" % who
@@ -4971,8 +4975,8 @@ class Core:
         if lease.holder == self.record.incarnation:
             return None
         peer = self._peer(lease.holder)
-        ended = max(peer.stopped_term, peer.running_term) >= lease.term
-        return None if ended or self._is_lost(peer) else lease.holder
+        over = peer.stopped_term >= lease.term or self._is_running_on(lease)
+        return None if over or self._is_lost(peer) else lease.holder
 
     def active(self) -> FrozenSet[str]:
         """The holder of the stored lease and its roster."""
@@ -6204,7 +6208,8 @@ class _Runtime:
     def _emergency_stop(self) -> None:
         """The core is dead: what it owes the application is done without it."""
         self.primacy = (0, -FOREVER)
-        self.callbacks.submit(RunCallback("stop", self.core.record.stopped_term))
+        # Called if it is owed; the worker knows, as a start may be in its queue
+        self.callbacks.submit(RunCallback("stop", self.core.primacy[0]))
         self.callbacks.close()
         self.callbacks.thread.join()  # the port stays bound until it returned
 

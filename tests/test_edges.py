@@ -153,7 +153,7 @@ def test_a_loop_that_dies_while_the_stop_callback_runs_calls_it_no_more(
     control.stop()
     until(lambda: lab.count("stop"))
     kill_loop(control, monkeypatch)
-    until(lambda: control._runtime._inbox or not control.is_primary)
+    until(lambda: control._runtime.callbacks._closing)  # by the dead loop
     release.set()
     control.join(10)
     assert lab.calls == [("a", "start"), ("a", "stop")] and not our_threads()
