@@ -103,6 +103,9 @@ class Lab:
         until(lambda: any(control.is_primary for control in controls))
         for control in controls:
             until(lambda: len(control.cluster.nodes) == len(controls))
+        if "start_primary_callback" not in settings:
+            # a node that is stopped before this callback ran calls none to stop either
+            until(lambda: any(self.count("start", name) for name in names))
         return controls
 
     def count(self, kind, name=None):
