@@ -5575,6 +5575,7 @@ class _StorageWorker:
         self._queue: "queue.SimpleQueue[Optional[Call]]"
         self.thread: Optional[threading.Thread] = None
         self.abandoned = self._ended = False
+        self.last_error: Optional[str] = None
 
     def submit(self, call: Call) -> None:
         try:
@@ -5629,6 +5630,7 @@ class _StorageWorker:
                     text = "the storage backend failed"
                     self._lines.log(logging.ERROR, text, trace=True)
                 returned = Returned(call.id, error=repr(error))
+            self.last_error = returned.error or self.last_error
             if self.abandoned:
                 self._take_back(call.request)
                 return
@@ -7518,7 +7520,8 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
     ctrl._launch()
     runtime = ctrl._runtime
     if runtime is None:  # somebody who joined at the same time has just given up
-        raise StorageError(_join_failure(ctrl, timeout, "ok", "try again"))
+        why = "it does not answer"
+        raise StorageError(_join_failure(ctrl, timeout, why, "try again"))
     with runtime.changed:
         runtime.joining += 1
         try:
@@ -7530,6 +7533,8 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
             runtime.joining -= 1
         joined, error = runtime.joined, runtime.join_error
         reason = runtime.core.storage_state()
+        if reason == "ok":  # its reads may work, and its writes fail
+            reason = runtime.storage.last_error or "it does not answer"
     if joined:
         return
     ctrl._give_up(runtime, even_if_started=error is not None)
@@ -7543,8 +7548,7 @@ def join_cluster(ctrl: ClusterControl, timeout: float = 10) -> None:
 
 def _join_failure(ctrl: ClusterControl, timeout: float, why: str, fix: str) -> str:
     return "node %r could not join within %g s: %r: %s; check that storage, and %s" % (
-        ctrl.node_name, timeout, ctrl.storage_backend,
-        "it does not answer" if why == "ok" else why, fix,
+        ctrl.node_name, timeout, ctrl.storage_backend, why, fix,
     )  # fmt: skip
 
 

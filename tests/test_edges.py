@@ -192,6 +192,7 @@ def test_a_join_that_landed_and_failed_leaves_no_record(lab):
 
     storage.write_node = write_node
     control = lab.node("a", storage_backend=storage)
+    # also when a read has worked since: what it says is why it could not join
     with pytest.raises(StorageError, match="the reply was lost"):
         join_cluster(control, timeout=2)
     assert not control.is_alive()
