@@ -183,8 +183,11 @@ def test_a_loop_that_dies_before_the_start_callback_calls_no_stop(lab, monkeypat
 # ---- joining
 
 
-def test_a_join_that_landed_and_failed_leaves_no_record(lab):
+@pytest.mark.parametrize("after_a_read", [False, True])
+def test_a_join_that_landed_and_failed_leaves_no_record(lab, monkeypatch, after_a_read):
     storage = lab.storage()
+    if after_a_read:  # what its time-out finds right after a read that has worked
+        monkeypatch.setattr(cluster.Core, "storage_state", lambda core: "ok")
 
     def write_node(record, write=storage.write_node):
         write(record)
@@ -192,7 +195,6 @@ def test_a_join_that_landed_and_failed_leaves_no_record(lab):
 
     storage.write_node = write_node
     control = lab.node("a", storage_backend=storage)
-    # also when a read has worked since: what it says is why it could not join
     with pytest.raises(StorageError, match="the reply was lost"):
         join_cluster(control, timeout=2)
     assert not control.is_alive()
